@@ -1,0 +1,4 @@
+//! The project's own chores. `cargo xtask --help` lists them.
+#![forbid(unsafe_code)]
+
+fn main() {}
