@@ -1,4 +1,35 @@
 //! The project's own chores. `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod guest_image;
+mod tool;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "the project's own chores")]
+struct Args {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Make what a microVM boots: a kernel, and an initramfs with bailey-guest as its init
+    GuestImage {
+        /// Where to put it [default: $BAILEY_GUEST_DIR, or bailey/guest in the user's cache folder]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Do nothing when there is a guest already, however old
+        #[arg(long)]
+        if_missing: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Args::parse().chore {
+        Chore::GuestImage { out, if_missing } => guest_image::make(&tool::guest_dir(out)?, if_missing),
+    }
+}
