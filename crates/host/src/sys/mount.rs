@@ -1,0 +1,62 @@
+//! The mount calls that work on file descriptors, so that no path is looked up twice.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// Copies the mount at `at` (with what is mounted below it when `recursive`) into a new, unattached mount.
+///
+/// # Errors
+/// The kernel's, for instance `EPERM` without `CAP_SYS_ADMIN`.
+pub fn clone_tree(at: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_EMPTY_PATH.cast_unsigned();
+    if recursive {
+        flags |= libc::AT_RECURSIVE.cast_unsigned();
+    }
+    // SAFETY: the path is a NUL-terminated literal and the call writes no memory.
+    let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })?;
+    let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
+    // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sets mount attributes (`MOUNT_ATTR_*`) on the mount that `at` is the root of.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_attributes(at: BorrowedFd<'_>, set: u64) -> io::Result<()> {
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: `attributes` lives over the call, its size is given, and the call only reads it.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    check(done).map(drop)
+}
+
+/// Attaches the unattached mount `tree` on top of what `target` refers to.
+///
+/// # Errors
+/// The kernel's, for instance `ENOTDIR` when one is a directory and the other is not.
+pub fn attach(tree: impl AsFd, target: impl AsFd) -> io::Result<()> {
+    // SAFETY: both paths are NUL-terminated literals and the call writes no memory.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            tree.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            target.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH,
+        )
+    };
+    check(done).map(drop)
+}
