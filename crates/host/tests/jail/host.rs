@@ -76,6 +76,23 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    /// Whatever the test did, nothing of it is left: no mount, no process.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let folder = self.folder.path().display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(&folder), "a mount is left below {folder}");
+        let running = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+            let program = fs::read_link(entry.path().join("exe")).ok()?;
+            program.starts_with(&folder).then(|| entry.file_name())
+        });
+        assert_eq!(running.collect::<Vec<_>>(), Vec::<std::ffi::OsString>::new(), "processes are left");
+    }
+}
+
 /// Runs the stand-in to its end.
 pub(crate) fn run(spec: &JailSpec) -> Outcome {
     let (mut said, tell) = io::pipe().unwrap();
@@ -96,7 +113,14 @@ pub(crate) fn end(jailed: &Jailed) -> WaitStatus {
     jailed.wait().unwrap()
 }
 
-/// Whether a process exists.
+/// Whether a process runs. One that has ended and that nobody has reaped yet does not.
+pub(crate) fn runs(pid: nix::unistd::Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state comes after the name, which is in parentheses.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+/// Whether a process is there, reaped or not.
 pub(crate) fn exists(pid: nix::unistd::Pid) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::host::{Host, OTHER_PROGRAM, Outcome, end, exists, run};
+use super::host::{Host, OTHER_PROGRAM, Outcome, end, exists, run, runs};
 
 #[test]
 fn reports_every_layer() {
@@ -109,6 +109,28 @@ fn files_are_mounted_as_asked() {
 }
 
 #[test]
+fn devices_and_scratch_space_are_there_when_asked_for() {
+    let host = Host::new();
+    for harmless in ["/dev/null", "/dev/zero", "/dev/random", "/dev/urandom"] {
+        assert_eq!(run(&host.spec("open-device", harmless)), Outcome::Succeeded, "{harmless}");
+    }
+    let mut spec = host.spec("open-device", "/dev/kvm");
+    assert!(
+        matches!(run(&spec), Outcome::Denied(why) if why.contains("os error 2")),
+        "there is no such device"
+    );
+    spec.kvm = true;
+    // Where the host has none, the kernel says so; no layer does.
+    assert!(!matches!(run(&spec), Outcome::Denied(why) if why.contains("ermission")));
+
+    let mut spec = host.spec("create-file", "/tmp");
+    spec.layers = Layers { seccomp: jail::SeccompLayer::Off, ..Layers::all() };
+    assert!(matches!(run(&spec), Outcome::Denied(_)));
+    spec.tmp_bytes = Some(4096);
+    assert_eq!(run(&spec), Outcome::Succeeded);
+}
+
+#[test]
 fn the_jail_ends_with_its_parent() {
     let host = Host::new();
     let (mut said, tell) = io::pipe().unwrap();
@@ -123,11 +145,11 @@ fn the_jail_ends_with_its_parent() {
     let mut text = [0_u8; 16];
     let length = said.read(&mut text).unwrap();
     let pid = Pid::from_raw(String::from_utf8_lossy(&text[..length]).trim().parse().unwrap());
-    assert!(exists(pid));
+    assert!(runs(pid));
     parent.kill().unwrap();
     parent.wait().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while exists(pid) {
+    while runs(pid) {
         assert!(Instant::now() < deadline, "{pid} outlives its parent");
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -142,7 +164,7 @@ fn the_jail_outlives_the_thread_that_spawned_it() {
     let jailed =
         std::thread::spawn(move || jail::spawn(&spec, Vec::new(), |_| Ok(())).unwrap()).join().unwrap();
     std::thread::sleep(Duration::from_millis(100));
-    assert!(exists(jailed.pid));
+    assert!(runs(jailed.pid));
     jailed.kill(Signal::SIGKILL).unwrap();
     assert!(matches!(end(&jailed), WaitStatus::Signaled(_, Signal::SIGKILL, _)));
 }
