@@ -36,6 +36,9 @@ impl Victims {
         // The null device, under a name and a mode that no jail gives it.
         let mode = Mode::from_bits_truncate(0o600);
         mknod(&folder.join("device"), SFlag::S_IFCHR, mode, makedev(1, 3)).unwrap();
+        let set_user_id = folder.join("set-user-id");
+        fs::copy(&host.program, &set_user_id).unwrap();
+        fs::set_permissions(&set_user_id, Permissions::from_mode(0o4755)).unwrap();
         let engine = UnixListener::bind(folder.join("engine.sock")).unwrap();
         fs::set_permissions(folder.join("engine.sock"), Permissions::from_mode(0o666)).unwrap();
         let abstract_name = folder.display().to_string();

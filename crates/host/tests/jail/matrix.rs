@@ -15,6 +15,7 @@
 //! | make a device node | root, user, landlock, seccomp |
 //! | make a user namespace | root, seccomp |
 //! | execute another program | root, landlock, seccomp |
+//! | become root by executing a set-user-id program | root, landlock, seccomp; no_new_privs with user |
 //! | fork without end | seccomp; rlimits with user |
 //! | open descriptors without end | rlimits alone |
 //! | make an io_uring | seccomp alone; on kernels that count it as locked memory, rlimits with user |
@@ -22,7 +23,7 @@
 //! Two rows have one layer only. Descriptors without end: the memory that they cost counts towards the VMM's
 //! cgroup, which is the second wall but not this module's. An io_uring: it makes calls past the filter, so with the
 //! filter gone it gives nothing that is not there anyway, and what it could reach is what the other rows deny with
-//! seccomp off. `user` is the user and the capabilities together, `no_new_privs` stops nothing in this list by itself.
+//! seccomp off. `user` is the user and the capabilities together.
 
 use bailey_host::jail::{Layers, SeccompLayer};
 
@@ -126,6 +127,11 @@ pub(crate) const ATTACKS: &[Attack] = &[
     attack("mknod", Target::InFolder(""), &[&[Root], &[User], &[Landlock], &[Seccomp]]),
     attack("unshare-user", Target::Fixed(""), &[&[Root], &[Seccomp]]),
     attack("exec", Target::Fixed(super::host::OTHER_PROGRAM), &[&[Root], &[Landlock], &[Seccomp]]),
+    attack(
+        "exec-set-user-id",
+        Target::InFolder("set-user-id"),
+        &[&[Root], &[Landlock], &[Seccomp], &[NoNewPrivs, User]],
+    ),
     // Root's processes have no limit, so it takes the user too.
     attack("fork-many", Target::Fixed("200"), &[&[Seccomp], &[Rlimits, User]]),
     Attack { alone: Some("rlimits"), ..attack("open-many", Target::Fixed("400"), &[&[Rlimits]]) },

@@ -4,7 +4,7 @@
 //! that goes through the steps of the jail. `unsafe` is its purpose: it makes calls that no library offers.
 #![allow(unsafe_code, reason = "attacks are raw system calls")]
 
-use std::ffi::{CString, c_long};
+use std::ffi::{CStr, CString, c_long};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::TcpStream;
@@ -67,7 +67,9 @@ fn try_attack(attack: &str, target: &str) -> io::Result<()> {
         // SAFETY: takes integers only.
         "unshare-user" => done(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS) }.into()),
         "mknod" => mknod(target),
-        "exec" => exec(target),
+        "exec" => exec(target, [c"-c", c"printf succeeded >&3"]),
+        // This program again, which becomes root if the file's mode lets it.
+        "exec-set-user-id" => exec(target, [c"setuid", c""]),
         // SAFETY: takes integers only.
         "setuid" => done(unsafe { libc::setresuid(0, 0, 0) }.into()),
         "bpf" => bpf(),
@@ -129,12 +131,12 @@ fn mknod(folder: &str) -> io::Result<()> {
     done(unsafe { libc::mknod(node.as_ptr(), libc::S_IFBLK | 0o600, libc::makedev(7, 0)) }.into())
 }
 
-/// A program that runs cannot tell us, so the new one reports: it is `/bin/sh` or its like, given a script.
-fn exec(program: &str) -> io::Result<()> {
+/// A program that runs cannot tell us: the new one reports.
+fn exec(program: &str, arguments: [&CStr; 2]) -> io::Result<()> {
     let program = CString::new(program)?;
-    let arguments = [program.as_ptr(), c"-c".as_ptr(), c"printf succeeded >&3".as_ptr(), std::ptr::null()];
+    let list = [program.as_ptr(), arguments[0].as_ptr(), arguments[1].as_ptr(), std::ptr::null()];
     // SAFETY: path and arguments are NUL-terminated strings and the list ends with a null pointer.
-    done(unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) }.into())
+    done(unsafe { libc::execv(program.as_ptr(), list.as_ptr()) }.into())
 }
 
 /// Makes a map of a kind that needs a privilege.
