@@ -1,7 +1,6 @@
 //! What can go wrong when a jail is made.
 
 use std::io;
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +84,6 @@ pub(super) fn at(what: &str, path: &std::path::Path) -> String {
 }
 
 /// As [`at`], for two paths.
-pub(super) fn from_to(what: &str, from: &std::path::Path, to: &PathBuf) -> String {
+pub(super) fn from_to(what: &str, from: &std::path::Path, to: &std::path::Path) -> String {
     format!("{what} {} at {}", from.display(), to.display())
 }

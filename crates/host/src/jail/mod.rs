@@ -1,9 +1,9 @@
 //! The jail around a VMM: what a guest finds when it has taken over the process that runs it.
 //!
-//! Owns the order in which a process loses its privileges ([`enter`]), the read-only root that it is left with
+//! Owns the order in which a process loses its privileges (`enter.rs`), the read-only root that it is left with
 //! ([`base`]), the filters of its system calls ([`seccomp`]) and the user ids that jails are given ([`uid`]). Knows
-//! no VMM beyond the profile of system calls that is named in [`spec::Profile`]: what runs is a program with arguments and
-//! open descriptors.
+//! no VMM beyond the tables of system calls that [`Profile`] names: what runs is a program with arguments and open
+//! descriptors.
 //!
 //! Must never start a process with less than was asked: a layer that the host lacks is either an error or is named
 //! in the [`Report`], and each step that fails ends the child before the program has run one instruction.

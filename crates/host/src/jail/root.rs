@@ -18,6 +18,8 @@ use crate::sys::mount as raw;
 
 const NONE: Option<&str> = None;
 const RUN: &str = "/run";
+/// Where the base lies in the empty root of the mount namespace.
+const BASE: &str = "base";
 
 /// A file or directory of the host, opened and copied as a mount that is not attached yet.
 struct Waiting {
@@ -36,18 +38,35 @@ pub(super) fn replace(spec: &JailSpec) -> Result<(), JailError> {
     let tree = raw::clone_tree(base.fd.as_fd(), false).step(|| at("copy the mount of", &spec.base))?;
     let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
     raw::set_attributes(tree.as_fd(), attributes).step(|| at("make read-only the root", &spec.base))?;
-    raw::attach(&tree, &base.fd).step(|| at("attach the root at", &spec.base))?;
-    nix::unistd::fchdir(&tree).step(|| at("enter the root", &spec.base))?;
-    nix::unistd::pivot_root(".", ".").step(|| at("change the root to", &spec.base))?;
-    // INVARIANT: the old root lies on top of the new one until here; afterwards no path leads to the host.
-    umount2(".", MntFlags::MNT_DETACH).step(|| "detach the host's root".to_owned())?;
-    nix::unistd::chdir("/").step(|| "enter the new root".to_owned())?;
+    enter(&tree, &base.fd).step(|| at("change the root to", &spec.base))?;
     mount_proc()?;
     mount_dev(spec)?;
     if let Some(bytes) = spec.tmp_bytes {
         mount_tmp(spec, bytes)?;
     }
     attach_files(waiting)
+}
+
+/// Makes `tree` the root, and lets go of the old one. `place` is a directory that the change happens at.
+fn enter(tree: &OwnedFd, place: &OwnedFd) -> std::io::Result<()> {
+    // The root of the namespace is an empty directory, and the base lies in it. For a process whose root is not
+    // its namespace's, the kernel makes no user namespaces: with none, no capability comes back in one.
+    let restricted = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+    let outer = raw::new_tmpfs(restricted)?;
+    raw::attach(&outer, place)?;
+    nix::sys::stat::mkdirat(&outer, BASE, Mode::from_bits_truncate(0o555))?;
+    let inner = open_below(&outer, BASE, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW)?;
+    raw::set_attributes(outer.as_fd(), restricted | libc::MOUNT_ATTR_RDONLY)?;
+    raw::attach(tree, &inner)?;
+    nix::unistd::fchdir(&outer)?;
+    nix::unistd::pivot_root(".", ".")?;
+    // INVARIANT: the old root lies on top of the new one until here; afterwards no path leads to the host.
+    umount2(".", MntFlags::MNT_DETACH)?;
+    // INVARIANT: the directory that we are in is inside the root at every moment from here on.
+    nix::unistd::fchdir(tree)?;
+    nix::unistd::chroot(".")?;
+    nix::unistd::chdir("/")?;
+    Ok(())
 }
 
 /// Opens a source on the host and takes its mount along.

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::mpsc;
 use std::thread;
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, Flock, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal};
@@ -32,7 +32,7 @@ pub struct Jailed {
     /// What the jail consists of.
     pub report: Report,
     /// Keeps [`base::collect`] from removing the root that the process runs in.
-    _in_use: OwnedFd,
+    _in_use: Flock<OwnedFd>,
 }
 
 impl Jailed {

@@ -23,7 +23,8 @@ pub struct JailSpec {
     pub reopen: Vec<Reopen>,
     /// Gives the program `/dev/kvm`, beside `/dev/null`, `zero`, `random` and `urandom`.
     pub kvm: bool,
-    /// Gives the program a `/tmp` of at most this many bytes. It counts as the process's memory.
+    /// Gives the program a `/tmp` of at most this many bytes. It counts as the process's memory. (The profiles for
+    /// QEMU do not allow making files, so it is of use to other programs only.)
     pub tmp_bytes: Option<u64>,
     /// The program's absolute path inside the jail.
     pub program: PathBuf,

@@ -17,9 +17,37 @@ pub fn clone_tree(at: BorrowedFd<'_>, recursive: bool) -> io::Result<OwnedFd> {
     }
     // SAFETY: the path is a NUL-terminated literal and the call writes no memory.
     let fd = check(unsafe { libc::syscall(libc::SYS_open_tree, at.as_raw_fd(), c"".as_ptr(), flags) })?;
+    owned(fd)
+}
+
+/// Takes over a descriptor that the kernel has just returned.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(|_| io::Error::from_raw_os_error(libc::EBADF))?;
     // SAFETY: the kernel has just made this descriptor for us; nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a file system in memory, of at most one page, as an unattached mount with `attributes` (`MOUNT_ATTR_*`).
+///
+/// # Errors
+/// The kernel's.
+pub fn new_tmpfs(attributes: u64) -> io::Result<OwnedFd> {
+    const FSCONFIG_SET_STRING: u32 = 1;
+    const FSCONFIG_CMD_CREATE: u32 = 6;
+    const CLOEXEC: u32 = 1;
+    // SAFETY: the name is a NUL-terminated literal and the call writes no memory.
+    let context = owned(check(unsafe { libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), CLOEXEC) })?)?;
+    for (key, value) in [(c"size", c"4k"), (c"nr_inodes", c"4"), (c"mode", c"0555")] {
+        let (fd, key, value) = (context.as_raw_fd(), key.as_ptr(), value.as_ptr());
+        // SAFETY: key and value are NUL-terminated literals and the call writes no memory.
+        check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_SET_STRING, key, value, 0) })?;
+    }
+    let nothing = std::ptr::null::<libc::c_char>();
+    let fd = context.as_raw_fd();
+    // SAFETY: this command takes null pointers.
+    check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, FSCONFIG_CMD_CREATE, nothing, nothing, 0) })?;
+    // SAFETY: takes integers only.
+    owned(check(unsafe { libc::syscall(libc::SYS_fsmount, fd, CLOEXEC, attributes) })?)
 }
 
 /// Sets mount attributes (`MOUNT_ATTR_*`) on the mount that `at` is the root of.

@@ -95,8 +95,8 @@ fn child(plan: &ChildPlan, arguments: &[*const c_char], environment: &[*const c_
 
 /// The errno of this thread.
 fn errno() -> i32 {
-    // SAFETY: glibc's errno location is valid for the life of the thread.
-    unsafe { *libc::__errno_location() }
+    // Neither allocates nor locks: it reads errno.
+    io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }
 
 /// Tells errno on the status pipe and ends the process.

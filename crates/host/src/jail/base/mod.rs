@@ -9,7 +9,7 @@ pub(super) mod elf;
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -115,16 +115,11 @@ pub fn collect(into: &Path, keep: &[PathBuf]) -> Result<usize, BaseError> {
     Ok(removed)
 }
 
-/// Keeps [`collect`] from removing the base for as long as the descriptor is open.
-pub(super) fn mark_in_use(base: &Trusted) -> io::Result<OwnedFd> {
+/// Keeps [`collect`] from removing the base for as long as the value lives.
+pub(super) fn mark_in_use(base: &Trusted) -> io::Result<Flock<OwnedFd>> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let directory = nix::fcntl::openat(&base.fd, ".", flags, Mode::empty())?;
-    #[expect(
-        deprecated,
-        reason = "the other interface drops the lock only through a wrapper that hides the descriptor"
-    )]
-    nix::fcntl::flock(std::os::fd::AsRawFd::as_raw_fd(&directory.as_fd()), FlockArg::LockSharedNonblock)?;
-    Ok(directory)
+    Flock::lock(directory, FlockArg::LockSharedNonblock).map_err(|(_, error)| error.into())
 }
 
 fn open_folder(into: &Path) -> Result<Trusted, BaseError> {

@@ -35,6 +35,8 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_fallocate),
     any(libc::SYS_ftruncate),
     any(libc::SYS_lseek),
+    // Before a saved VM goes on, its disks forget what they have cached.
+    any(libc::SYS_fadvise64),
     // The monitor and the guest's channel are connected sockets; descriptors arrive over the monitor.
     any(libc::SYS_recvmsg),
     any(libc::SYS_sendmsg),

@@ -1,0 +1,7 @@
+mod attacks;
+mod host;
+mod matrix;
+mod paths;
+mod qemu;
+mod seccomp;
+mod spawning;
