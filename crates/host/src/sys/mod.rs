@@ -7,6 +7,7 @@
 pub mod mount;
 pub mod privilege;
 pub mod process;
+pub mod tsc;
 
 use std::io;
 

@@ -1,0 +1,155 @@
+//! The scratch disk on the host: a sparse file without a name, which the guest encrypts with a key of its own.
+//!
+//! The host never sees that key, so all that it stores is noise; and since the file has no name, it is gone with the
+//! VMM, however that ends. An empty filesystem is made here, where its tools are: its few blocks go to the guest.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use bailey_types::guest::message::{decode, encode};
+use bailey_types::guest::spec::{Extent, Scratch};
+use nix::unistd::{Whence, lseek};
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// Largest run of a filesystem's blocks that is sent as one, in bytes.
+const EXTENT_MAX: usize = 1 << 20;
+const BLOCK: usize = 4096;
+
+/// Makes the file behind a scratch disk of so many bytes.
+pub(crate) fn create(cache: &Path, bytes: u64) -> Result<File> {
+    let doing = || format!("making a scratch disk of {bytes} bytes in {}", cache.display());
+    let file = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(cache);
+    let file = file.context_as(Kind::Unavailable, doing)?;
+    file.set_len(bytes).context_as(Kind::Unavailable, doing)?;
+    Ok(file)
+}
+
+/// The blocks of an empty filesystem of so many bytes: made once for each size, and kept.
+pub(crate) fn filesystem(cache: &Path, bytes: u64) -> Result<Scratch> {
+    let folder = cache.join("filesystems");
+    fs::create_dir_all(&folder).context(|| format!("making {}", folder.display()))?;
+    let kept = folder.join(format!("ext4-{bytes}"));
+    if let Ok(found) = fs::read(&kept)
+        && let Ok(scratch) = decode::<Scratch>(&found)
+        && scratch.bytes == bytes
+    {
+        return Ok(scratch);
+    }
+    let scratch = Scratch { bytes, filesystem: format(&folder, bytes)? };
+    let new = folder.join(format!("ext4-{bytes}.{}", std::process::id()));
+    fs::write(&new, encode(&scratch)).context(|| format!("writing {}", new.display()))?;
+    fs::rename(&new, &kept).context(|| format!("naming {}", kept.display()))?;
+    Ok(scratch)
+}
+
+fn format(folder: &Path, bytes: u64) -> Result<Vec<Extent>> {
+    let path = folder.join(format!("mkfs-{bytes}.{}", std::process::id()));
+    let doing = || format!("formatting an empty filesystem, {}", path.display());
+    let result = File::options().read(true).write(true).create_new(true).open(&path).context(doing).and_then(|file| {
+        file.set_len(bytes).context(doing)?;
+        run_mkfs(&path)?;
+        extents(&file).context(doing)
+    });
+    // What is needed of it has been read; a failure to make it is told above.
+    let _absent = fs::remove_file(&path);
+    result
+}
+
+fn run_mkfs(path: &Path) -> Result<()> {
+    // No journal and no checksums of metadata: nothing of it outlives the VM. Inode tables are left unwritten, which
+    // the group descriptors' checksums (uninit_bg) make safe.
+    let output = Command::new("mke2fs")
+        .env_clear()
+        .env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin")
+        .args(["-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-L", "scratch"])
+        .args(["-O", "^has_journal,^metadata_csum,^resize_inode,uninit_bg,sparse_super2"])
+        .args(["-E", "nodiscard,lazy_itable_init=1,num_backup_sb=0,root_owner=0:0"])
+        .arg(path)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| Error::internal("running mke2fs, of Debian's package e2fsprogs").because(error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::internal(format!("mke2fs ended with {}: {}", output.status, said.trim())))
+}
+
+/// What of the file is not zero.
+fn extents(file: &File) -> io::Result<Vec<Extent>> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut at = 0;
+    loop {
+        let start = match lseek(file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(nix::Error::ENXIO) => return Ok(extents),
+            Err(error) => return Err(error.into()),
+        };
+        let end = lseek(file, start, Whence::SeekHole)?;
+        let mut block = [0; BLOCK];
+        let mut offset = start.cast_unsigned();
+        while offset < end.cast_unsigned() {
+            let count = read_block(file, &mut block, offset)?;
+            let data = &block[..count];
+            if data.iter().any(|byte| *byte != 0) {
+                match extents.last_mut() {
+                    Some(last)
+                        if last.offset + last.data.len() as u64 == offset && last.data.len() < EXTENT_MAX =>
+                    {
+                        last.data.extend_from_slice(data);
+                    }
+                    _ => extents.push(Extent { offset, data: data.to_vec() }),
+                }
+            }
+            offset += BLOCK as u64;
+        }
+        at = end;
+    }
+}
+
+fn read_block(file: &File, block: &mut [u8; BLOCK], offset: u64) -> io::Result<usize> {
+    loop {
+        match file.read_at(block, offset) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The blocks that are sent are a filesystem that its own checker finds clean, and they are few.
+    #[test]
+    fn an_empty_filesystem_survives_being_sent_in_parts() {
+        let cache = tempfile::tempdir().unwrap();
+        for bytes in [4 << 20, 64 << 20, 10_u64 << 30] {
+            let scratch = filesystem(cache.path(), bytes).unwrap();
+            let sent: usize = scratch.filesystem.iter().map(|extent| extent.data.len()).sum();
+            assert!(sent < 1 << 20, "{sent} bytes for {bytes}");
+            assert_eq!(filesystem(cache.path(), bytes).unwrap(), scratch, "kept");
+
+            let path = cache.path().join("copy");
+            let file = File::options().write(true).create(true).truncate(true).open(&path).unwrap();
+            file.set_len(bytes).unwrap();
+            for extent in &scratch.filesystem {
+                file.write_all_at(&extent.data, extent.offset).unwrap();
+            }
+            let output = Command::new("e2fsck").args(["-f", "-n"]).arg(&path).output().unwrap();
+            assert!(output.status.success(), "{bytes}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+    }
+
+    #[test]
+    fn a_scratch_disk_has_no_name() {
+        let cache = tempfile::tempdir().unwrap();
+        let file = create(cache.path(), 1 << 20).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+        assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+}

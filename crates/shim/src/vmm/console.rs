@@ -1,0 +1,75 @@
+//! A bounded memory of what a guest's console, or the VMM itself, said last.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+
+/// Bytes that are remembered.
+const REMEMBERED: usize = 4096;
+
+/// Bytes taken at once, and the pause after each: so a guest that babbles on its console costs next to nothing.
+const TAKEN: usize = 1024;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The last bytes of a stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
+
+impl Tail {
+    /// Makes a stream whose other end a VMM writes to, and remembers what comes.
+    pub(crate) fn listen() -> io::Result<(Tail, OwnedFd)> {
+        let (ours, theirs) = StdStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut ours = UnixStream::from_std(ours)?;
+        let tail = Tail::default();
+        let memory = tail.clone();
+        tokio::spawn(async move {
+            let mut buffer = [0; TAKEN];
+            while let Ok(count @ 1..) = ours.read(&mut buffer).await {
+                memory.remember(&buffer[..count]);
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+        Ok((tail, theirs.into()))
+    }
+
+    fn remember(&self, bytes: &[u8]) {
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.extend(bytes);
+        let excess = memory.len().saturating_sub(REMEMBERED);
+        memory.drain(..excess);
+    }
+
+    /// The last few lines, fit to be shown: control characters are the guest's, and are left out.
+    pub(crate) fn lines(&self, count: usize) -> String {
+        let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = memory.iter().copied().collect();
+        let text: String = String::from_utf8_lossy(&bytes)
+            .chars()
+            .filter(|c| *c == '\n' || !c.is_control())
+            .collect();
+        let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(count)..].join(" | ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_babbling_console_is_remembered_by_its_end_alone() {
+        let tail = Tail::default();
+        for n in 0..10_000 {
+            tail.remember(format!("line {n}\x1b[31m\r\n").as_bytes());
+        }
+        assert_eq!(tail.lines(2), "line 9998[31m | line 9999[31m");
+        assert!(tail.0.lock().unwrap().len() <= REMEMBERED);
+    }
+}

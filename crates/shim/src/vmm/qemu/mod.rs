@@ -1,0 +1,244 @@
+//! QEMU's `microvm` machine, in a jail: with KVM where it works, emulated where not.
+
+pub(crate) mod args;
+mod qmp;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bailey_host::cgroup::Cgroup;
+use bailey_host::jail::{self, FileMount, JailSpec, Jailed, Profile, Reopen};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
+use tokio::sync::Mutex;
+
+use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
+use self::qmp::Monitor;
+use super::console::Tail;
+use super::{Description, Driver, Launch, Machine, Origin};
+use crate::error::{Context, Error, Kind, Result};
+
+/// Memory that QEMU takes beside the guest's: its own, and under emulation the translated code (`tb-size`).
+const OVERHEAD_KVM: u64 = 96 << 20;
+const OVERHEAD_TCG: u64 = 224 << 20;
+
+/// What QEMU reads or loads besides its libraries, wherever a distribution puts it.
+const DATA: [&str; 6] = [
+    "/usr/lib/x86_64-linux-gnu/qemu/accel-tcg-x86_64.so",
+    "/usr/share/qemu/bios-microvm.bin",
+    "/usr/share/qemu/qboot.rom",
+    "/usr/share/qemu/pvh.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/seabios/bios-microvm.bin",
+];
+
+/// Lines of the console that are shown when a guest ends by itself.
+const LAST_LINES: usize = 5;
+
+pub(crate) struct Qemu {
+    program: PathBuf,
+    /// Where roots for jails are kept.
+    roots: PathBuf,
+    accel: Accel,
+}
+
+impl Qemu {
+    pub(crate) fn new(program: &Path, cache: &Path, accel: Accel) -> Qemu {
+        Qemu { program: program.to_owned(), roots: cache.join("jail"), accel }
+    }
+
+    /// The jail's root: QEMU with its libraries and firmware.
+    fn root(&self) -> Result<PathBuf> {
+        if !self.program.is_file() {
+            let text = format!(
+                "there is no QEMU at {}: install Debian's package qemu-system-x86, or set qemu",
+                self.program.display()
+            );
+            return Err(Error::new(Kind::Unavailable, text));
+        }
+        std::fs::create_dir_all(&self.roots).context(|| format!("making {}", self.roots.display()))?;
+        let data: Vec<PathBuf> = DATA.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+        jail::base::prepare(&self.program, &data, &self.roots).context(|| "preparing QEMU's jail".into())
+    }
+}
+
+#[async_trait]
+impl Driver for Qemu {
+    fn describe(&self) -> Description {
+        let overhead_bytes = if self.accel == Accel::Kvm { OVERHEAD_KVM } else { OVERHEAD_TCG };
+        Description { name: "qemu", accel: self.accel.name(), overhead_bytes }
+    }
+
+    async fn launch(&self, launch: Launch<'_>) -> Result<Box<dyn Machine>> {
+        let doing = || "starting QEMU".to_owned();
+        let pair = || -> io::Result<(StdStream, OwnedFd)> {
+            let (ours, theirs) = StdStream::pair()?;
+            ours.set_nonblocking(true)?;
+            Ok((ours, theirs.into()))
+        };
+        let ((monitor, its_monitor), (channel, its_channel)) = (pair().context(doing)?, pair().context(doing)?);
+        let (console, its_console) = Tail::listen().context(doing)?;
+        let (complaints, its_complaints) = Tail::listen().context(doing)?;
+        let mut fds = Descriptors::default();
+        let (monitor_fd, channel_fd) = (fds.give(its_monitor), fds.give(its_channel));
+        let console_fd = fds.give(its_console);
+        let (memory, incoming) = origin(launch.origin, &mut fds);
+        let disks = launch.disks.map(|disks| {
+            let root = fds.give(disks.root.into());
+            (root, fds.give(disks.scratch.into()), disks.io)
+        });
+        let taps = launch.taps.into_iter().map(|tap| fds.give(tap)).collect();
+        let line = Line {
+            name: launch.name,
+            shape: launch.shape,
+            accel: self.accel,
+            memory,
+            monitor: monitor_fd,
+            channel: channel_fd,
+            console: console_fd,
+            disks,
+            incoming,
+            taps,
+        };
+        let mut spec = JailSpec::new(launch.uid, self.root()?, self.program.clone(), self.profile());
+        spec.argv = line.build();
+        spec.kvm = self.accel == Accel::Kvm;
+        spec.files = boot_files(&launch);
+        spec.reopen = match memory {
+            Memory::Anonymous => Vec::new(),
+            Memory::Shared(fd) | Memory::Private(fd) => vec![Reopen { fd, writable: true }],
+        };
+        let mut fds = fds.into_inner();
+        fds.push((its_complaints, libc::STDERR_FILENO));
+        let jailed = spawn(spec, fds, launch.cgroup.clone()).await?;
+        let monitor = UnixStream::from_std(monitor).context(doing)?;
+        let watched = jailed.pidfd.try_clone().and_then(AsyncFd::new).context(doing)?;
+        Ok(Box::new(Vm {
+            jailed,
+            watched,
+            monitor: Mutex::new(Monitor::new(monitor)),
+            channel: Some(channel),
+            console,
+            complaints,
+        }))
+    }
+}
+
+impl Qemu {
+    fn profile(&self) -> Profile {
+        match self.accel {
+            Accel::Kvm => Profile::QemuKvm,
+            Accel::Tcg { .. } => Profile::QemuTcg,
+        }
+    }
+}
+
+fn origin(origin: Origin, fds: &mut Descriptors) -> (Memory, Option<i32>) {
+    match origin {
+        Origin::Boot => (Memory::Anonymous, None),
+        Origin::Template(memory) => (Memory::Shared(fds.give(memory.into())), None),
+        Origin::Clone(saved) => {
+            (Memory::Private(fds.give(saved.memory.into())), Some(fds.give(saved.devices.into())))
+        }
+    }
+}
+
+fn boot_files(launch: &Launch<'_>) -> Vec<FileMount> {
+    let guest = &launch.shape.guest;
+    [(&guest.kernel, KERNEL), (&guest.initramfs, INITRAMFS)]
+        .map(|(source, target)| FileMount { source: source.clone(), target: target.into(), writable: false })
+        .into()
+}
+
+async fn spawn(spec: JailSpec, fds: Vec<(OwnedFd, i32)>, cgroup: Cgroup) -> Result<Jailed> {
+    let spawned = tokio::task::spawn_blocking(move || {
+        jail::spawn(&spec, fds, |pid| cgroup.add(pid).map_err(Into::into))
+    });
+    let jailed = spawned.await.context(|| "starting QEMU".into())?.context(|| "starting QEMU in its jail".into())?;
+    for missing in &jailed.report.missing {
+        tracing::debug!("the jail does without: {missing}");
+    }
+    Ok(jailed)
+}
+
+/// A QEMU in its jail.
+struct Vm {
+    jailed: Jailed,
+    watched: AsyncFd<OwnedFd>,
+    monitor: Mutex<Monitor>,
+    channel: Option<StdStream>,
+    console: Tail,
+    complaints: Tail,
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.kill();
+        // It has been reaped already, or is about to be.
+        let _reaped = self.jailed.wait();
+    }
+}
+
+#[async_trait]
+impl Machine for Vm {
+    fn pid(&self) -> u32 {
+        self.jailed.pid.as_raw().cast_unsigned()
+    }
+
+    async fn channel(&mut self) -> Result<UnixStream> {
+        let stream = self.channel.take().ok_or_else(|| Error::internal("the guest's channel was taken already"))?;
+        UnixStream::from_std(stream).context(|| "opening the guest's channel".into())
+    }
+
+    async fn pause(&self) -> Result<()> {
+        self.monitor.lock().await.ask("stop", json!({})).await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<()> {
+        self.monitor.lock().await.ask("cont", json!({})).await.map(drop)
+    }
+
+    async fn save(&self, devices: &File) -> Result<()> {
+        let mut monitor = self.monitor.lock().await;
+        monitor.ask("stop", json!({})).await?;
+        monitor.save(devices).await
+    }
+
+    fn kill(&self) {
+        // It has ended already, which is as good.
+        let _ended = self.jailed.kill(Signal::SIGKILL);
+    }
+
+    async fn ended(&self) -> String {
+        if let Err(error) = self.watched.readable().await {
+            return format!("QEMU could not be watched: {error}");
+        }
+        match self.jailed.wait() {
+            Ok(status) => format!("QEMU ended: {}", describe(status)),
+            Err(_) => "QEMU has ended".to_owned(),
+        }
+    }
+
+    fn last_words(&self) -> String {
+        [self.complaints.lines(LAST_LINES), self.console.lines(LAST_LINES)]
+            .into_iter()
+            .filter(|words| !words.is_empty())
+            .collect::<Vec<_>>()
+            .join(" | ")
+    }
+}
+
+fn describe(status: nix::sys::wait::WaitStatus) -> String {
+    use nix::sys::wait::WaitStatus;
+    match status {
+        WaitStatus::Exited(_, code) => format!("exit code {code}"),
+        WaitStatus::Signaled(_, signal, _) => format!("killed by {signal}"),
+        other => format!("{other:?}"),
+    }
+}
