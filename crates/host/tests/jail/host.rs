@@ -6,14 +6,22 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bailey_host::jail::{self, JailSpec, Jailed, Layers, Profile, base};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use tempfile::TempDir;
 
-/// The user that the tests' jails run as: in no range that anything is given.
-pub(crate) const USER: u32 = 1_900_000_001;
+/// A user for one test's jails, in no range that anything is given. No two tests that run at the same time have the
+/// same one: the processes of a user count together towards its limit.
+pub(crate) fn user() -> u32 {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 1_800_000_000;
+    const TESTS: u32 = 16;
+    FIRST + std::process::id() * TESTS + COUNT.fetch_add(1, Ordering::Relaxed) % TESTS
+}
+
 /// Another tenant's.
 pub(crate) const NEIGHBOUR: u32 = 1_900_000_002;
 /// A program that a jail's root holds but that is not the jail's program.
@@ -34,6 +42,7 @@ pub(crate) fn entry() -> PathBuf {
 
 /// The stand-in and the roots of its jails.
 pub(crate) struct Host {
+    pub(crate) user: u32,
     pub(crate) folder: TempDir,
     pub(crate) program: PathBuf,
     pub(crate) base: PathBuf,
@@ -57,12 +66,12 @@ impl Host {
         let roots = folder.path().join("roots");
         fs::create_dir(&roots).unwrap();
         let base = base::prepare(&program, &[OTHER_PROGRAM.into()], &roots).unwrap();
-        Self { folder, program, base }
+        Self { user: user(), folder, program, base }
     }
 
     /// A jail for one attack.
     pub(crate) fn spec(&self, attack: &str, target: &str) -> JailSpec {
-        let mut spec = JailSpec::new(USER, self.base.clone(), self.program.clone(), Profile::QemuTcg);
+        let mut spec = JailSpec::new(self.user, self.base.clone(), self.program.clone(), Profile::QemuTcg);
         spec.entry = entry();
         spec.argv = vec!["standin".to_owned(), attack.to_owned(), target.to_owned()];
         spec

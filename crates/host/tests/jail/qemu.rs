@@ -46,7 +46,7 @@ impl Vm {
         let extra: Vec<PathBuf> =
             [MODULE].iter().chain(&FIRMWARE).map(PathBuf::from).filter(|path| path.exists()).collect();
         let root = base::prepare(Path::new(QEMU), &extra, folder.path()).unwrap();
-        let mut spec = JailSpec::new(host::USER, root, QEMU.into(), Profile::QemuTcg);
+        let mut spec = JailSpec::new(host::user(), root, QEMU.into(), Profile::QemuTcg);
         spec.entry = host::entry();
         spec.reopen = vec![Reopen { fd: 4, writable: true }];
         spec.argv.extend(MACHINE.split_whitespace().chain(more.iter().copied()).map(str::to_owned));

@@ -95,7 +95,7 @@ fn files_are_mounted_as_asked() {
     let host = Host::new();
     let file = host.folder.path().join("disk");
     fs::write(&file, "data").unwrap();
-    std::os::unix::fs::chown(&file, Some(super::host::USER), None).unwrap();
+    std::os::unix::fs::chown(&file, Some(host.user), None).unwrap();
     let attack = |name, writable| {
         // Not the folder that the program lies in, which the mounts below /run would hide: /run is another one.
         let mut spec = host.spec(name, "/run/disks/a");

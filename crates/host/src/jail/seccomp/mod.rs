@@ -1,7 +1,8 @@
 //! The system calls that a jailed program may make: tables as data, and the filter made from them.
 //!
 //! Everything that is not in the table kills the process, so that a call which is missing is found in the first
-//! test and not by a guest; the kernel's log names it (`type=1326`, `syscall=`). Must never hold a call without the reason for it beside it.
+//! test and not by a guest; the kernel's log names it (`type=1326`, `syscall=`). Must never hold a call without the
+//! reason for it beside it.
 
 mod qemu;
 mod qemu_kvm;
