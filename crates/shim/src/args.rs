@@ -45,7 +45,8 @@ impl Args {
         };
         let mut action = None;
         let mut words = words.map(|word| {
-            word.into_string().map_err(|word| Error::invalid(format!("the argument {} is not UTF-8", word.display())))
+            word.into_string()
+                .map_err(|word| Error::invalid(format!("the argument {} is not UTF-8", word.display())))
         });
         while let Some(word) = words.next() {
             let word = word?;
@@ -54,7 +55,8 @@ impl Args {
                 continue;
             };
             let flag = flag.strip_prefix('-').unwrap_or(flag);
-            let (name, inline) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
+            let (name, inline) =
+                flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
             match name {
                 "debug" => args.debug = inline != Some("false"),
                 "v" | "version" | "info" => action = Some(Action::Version),
@@ -110,9 +112,10 @@ mod tests {
 
     #[test]
     fn containerds_line_is_understood() {
-        let args =
-            parse("-namespace default -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start")
-                .unwrap();
+        let args = parse(
+            "-namespace default -address /run/c.sock -publish-binary /usr/bin/containerd -id a -debug start",
+        )
+        .unwrap();
         assert_eq!((args.action, args.namespace.as_str(), args.id.as_str()), (Action::Start, "default", "a"));
         assert!(args.debug);
     }

@@ -139,11 +139,16 @@ impl Raw {
             uids: uids(self.first_uid.unwrap_or(2_000_000_000), self.uids.unwrap_or(10_000))?,
             container_class_namespaces: self.container_class_namespaces,
         };
-        for (key, path) in
-            [("guest_dir", &config.guest_dir), ("state_dir", &config.state_dir), ("cache_dir", &config.cache_dir)]
-        {
+        for (key, path) in [
+            ("guest_dir", &config.guest_dir),
+            ("state_dir", &config.state_dir),
+            ("cache_dir", &config.cache_dir),
+        ] {
             if !path.is_absolute() {
-                return Err(Error::invalid(format!("{key} must be an absolute path, not {}", path.display())));
+                return Err(Error::invalid(format!(
+                    "{key} must be an absolute path, not {}",
+                    path.display()
+                )));
             }
         }
         if config.vmm == VmmChoice::Firecracker && (config.firecracker.is_none() || config.jailer.is_none()) {

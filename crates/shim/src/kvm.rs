@@ -7,7 +7,8 @@ use std::path::Path;
 pub(crate) fn possible() -> bool {
     let Ok(text) = fs::read_to_string("/proc/cpuinfo") else { return false };
     let flags = text.lines().find_map(|line| line.strip_prefix("flags"));
-    let virtualisation = flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"));
+    let virtualisation =
+        flags.is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "svm" || flag == "vmx"));
     virtualisation && Path::new("/dev/kvm").exists()
 }
 

@@ -22,7 +22,8 @@ const BLOCK: usize = 4096;
 /// Makes the file behind a scratch disk of so many bytes.
 pub(crate) fn create(cache: &Path, bytes: u64) -> Result<File> {
     let doing = || format!("making a scratch disk of {bytes} bytes in {}", cache.display());
-    let file = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(cache);
+    let file =
+        OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(cache);
     let file = file.context_as(Kind::Unavailable, doing)?;
     file.set_len(bytes).context_as(Kind::Unavailable, doing)?;
     Ok(file)
@@ -49,11 +50,12 @@ pub(crate) fn filesystem(cache: &Path, bytes: u64) -> Result<Scratch> {
 fn format(folder: &Path, bytes: u64) -> Result<Vec<Extent>> {
     let path = folder.join(format!("mkfs-{bytes}.{}", std::process::id()));
     let doing = || format!("formatting an empty filesystem, {}", path.display());
-    let result = File::options().read(true).write(true).create_new(true).open(&path).context(doing).and_then(|file| {
-        file.set_len(bytes).context(doing)?;
-        run_mkfs(&path)?;
-        extents(&file).context(doing)
-    });
+    let result =
+        File::options().read(true).write(true).create_new(true).open(&path).context(doing).and_then(|file| {
+            file.set_len(bytes).context(doing)?;
+            run_mkfs(&path)?;
+            extents(&file).context(doing)
+        });
     // What is needed of it has been read; a failure to make it is told above.
     let _absent = fs::remove_file(&path);
     result

@@ -2,8 +2,10 @@
 //! asked to be. What a sandbox cannot give is refused by name, never left out.
 
 mod annotations;
+mod harden;
 mod mounts;
 mod process;
+mod seccomp;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use bailey_types::guest::spec::{Container, Limits};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 pub(crate) use self::annotations::{Annotations, Class, IoLimits, parse_size};
+pub(crate) use self::harden::harden;
 pub(crate) use self::process::convert_process;
 use crate::error::{Context, Error, Kind, Result};
 
@@ -81,8 +84,22 @@ fn missing(part: &str) -> Error {
     Error::invalid(format!("the bundle's specification has no {part} part"))
 }
 
-/// A namespace that is not listed is the host's, and one with a path is another container's: neither can be had.
+/// Neither the host's namespaces nor another container's can be had.
 fn refuse_shared_namespaces(linux: &Linux) -> Result<()> {
+    refuse_host_namespaces(linux)?;
+    for namespace in linux.namespaces().as_deref().unwrap_or_default() {
+        if let Some(path) = namespace.path() {
+            return Err(Error::invalid(format!(
+                "the container asks for the namespace {}, which a sandbox cannot join: it has a kernel of its own",
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A namespace that is not listed is the host's.
+fn refuse_host_namespaces(linux: &Linux) -> Result<()> {
     let listed = linux.namespaces().as_deref().unwrap_or_default();
     let needed = [
         (LinuxNamespaceType::Pid, "pid"),
@@ -92,15 +109,9 @@ fn refuse_shared_namespaces(linux: &Linux) -> Result<()> {
         (LinuxNamespaceType::Network, "network"),
     ];
     for (kind, name) in needed {
-        let Some(namespace) = listed.iter().find(|namespace| namespace.typ() == kind) else {
-            let text = format!("the container asks for the host's {name} namespace, which a sandbox never shares");
-            return Err(Error::invalid(text));
-        };
-        if let Some(path) = namespace.path() {
-            let text = format!(
-                "the container asks for the {name} namespace {}, which a sandbox cannot join: it has a kernel of its own",
-                path.display()
-            );
+        if !listed.iter().any(|namespace| namespace.typ() == kind) {
+            let text =
+                format!("the container asks for the host's {name} namespace, which a sandbox never shares");
             return Err(Error::invalid(text));
         }
     }
@@ -111,7 +122,9 @@ fn refuse_shared_namespaces(linux: &Linux) -> Result<()> {
 fn allows_all_devices(linux: &Linux) -> bool {
     let rules = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
     rules.unwrap_or_default().iter().any(|rule| {
-        rule.allow() && rule.major().is_none_or(|major| major < 0) && rule.access().as_deref() == Some("rwm")
+        rule.allow()
+            && rule.major().is_none_or(|major| major < 0)
+            && rule.access().as_deref() == Some("rwm")
             && rule.typ().is_none_or(|kind| kind == oci_spec::runtime::LinuxDeviceType::A)
     })
 }
@@ -157,7 +170,8 @@ pub(crate) fn convert_limits(resources: &oci_spec::runtime::LinuxResources) -> R
 /// As many processors as the quota can fill; one without a quota.
 fn vcpus(limits: &Limits) -> u32 {
     let period = limits.cpu_period_us.unwrap_or(100_000);
-    let there = std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
+    let there =
+        std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     let wanted = limits.cpu_quota_us.map_or(1, |quota| quota.div_ceil(period));
     u32::try_from(wanted).unwrap_or(u32::MAX).clamp(1, there)
 }
@@ -173,11 +187,12 @@ fn cgroup_path(linux: &Linux, namespace: &str, id: &str) -> PathBuf {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn spec(change: impl FnOnce(&mut serde_json::Value)) -> Spec {
-        let namespaces = ["pid", "ipc", "uts", "mount", "network"].map(|kind| serde_json::json!({"type": kind}));
+        let namespaces =
+            ["pid", "ipc", "uts", "mount", "network"].map(|kind| serde_json::json!({"type": kind}));
         let mut json = serde_json::json!({
             "ociVersion": "1.0.2",
             "process": {"args": ["sh"], "env": ["A=b"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
@@ -216,13 +231,15 @@ mod tests {
 
     #[test]
     fn a_memory_limit_too_small_says_the_least() {
-        let text = refusal(|spec| spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 1_000_000}}));
+        let text =
+            refusal(|spec| spec["linux"]["resources"] = serde_json::json!({"memory": {"limit": 1_000_000}}));
         assert!(text.contains("1000000") && text.contains("6291456"), "{text}");
     }
 
     #[test]
     fn a_quota_of_a_processor_and_a_half_gets_two() {
-        let limits = Limits { cpu_quota_us: Some(150_000), cpu_period_us: Some(100_000), ..Limits::default() };
+        let limits =
+            Limits { cpu_quota_us: Some(150_000), cpu_period_us: Some(100_000), ..Limits::default() };
         assert_eq!(vcpus(&limits), 2.min(std::thread::available_parallelism().unwrap().get() as u32));
     }
 

@@ -54,7 +54,8 @@ fn copy(source: &str, target: &str, readonly: bool) -> Result<InjectedFile> {
     }
     let doing = || format!("copying {source} for {target}");
     // Not a pipe that would be waited for, nor a device.
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(source);
+    let file =
+        fs::OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open(source);
     let file = file.context_as(Kind::Invalid, doing)?;
     let about = file.metadata().context_as(Kind::Invalid, doing)?;
     if !about.is_file() || about.len() > COPIED_MAX {

@@ -50,7 +50,9 @@ fn run_mkfs(target: &Path, rootfs: &Path) -> Result<()> {
         .args([target, rootfs])
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| Error::internal("running mkfs.erofs, of Debian's package erofs-utils").because(error))?;
+        .map_err(|error| {
+            Error::internal("running mkfs.erofs, of Debian's package erofs-utils").because(error)
+        })?;
     if output.status.success() {
         return Ok(());
     }

@@ -74,9 +74,14 @@ impl Layers {
 
 fn overlay(mount: &RootfsMount) -> Result<Layers> {
     let option = |name: &str| {
-        mount.options.iter().find_map(|option| option.strip_prefix(name)?.strip_prefix('=')).map(str::to_owned)
+        mount
+            .options
+            .iter()
+            .find_map(|option| option.strip_prefix(name)?.strip_prefix('='))
+            .map(str::to_owned)
     };
-    let lower = option("lowerdir").ok_or_else(|| Error::invalid("the overlay of the root filesystem has no lowerdir"))?;
+    let lower = option("lowerdir")
+        .ok_or_else(|| Error::invalid("the overlay of the root filesystem has no lowerdir"))?;
     let mut folders: Vec<PathBuf> = lower.split(':').map(PathBuf::from).collect();
     let mut committed = true;
     if let Some(upper) = option("upperdir").map(PathBuf::from) {

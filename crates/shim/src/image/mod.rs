@@ -43,7 +43,10 @@ struct Label {
 /// `bundle` lends its `rootfs` folder as a place to mount at, in a mount namespace that ends with this call.
 pub(crate) fn prepare(cache: &Path, namespace: &str, bundle: &Path, layers: &Layers) -> Result<Image> {
     let folder = cache.join("images").join(namespace);
-    fs::DirBuilder::new().recursive(true).create(&folder).context(|| format!("making {}", folder.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .create(&folder)
+        .context(|| format!("making {}", folder.display()))?;
     let Some(key) = layers.key()? else {
         let scratch = folder.join(format!("once-{}", std::process::id()));
         let made = make(&scratch, bundle, layers);
@@ -81,7 +84,8 @@ impl From<Label> for RootDisk {
 fn lock(folder: &Path, key: &str) -> Result<Flock<File>> {
     let path = folder.join(format!("{key}.lock"));
     let doing = || format!("locking {}", path.display());
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).context(doing)?;
+    let file =
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).context(doing)?;
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context(doing)
 }
 
@@ -105,7 +109,8 @@ fn make(path: &Path, bundle: &Path, layers: &Layers) -> Result<(File, Label)> {
     let file = OpenOptions::new().read(true).write(true).open(path).context(doing)?;
     let mut salt = [0; 32];
     getrandom(&mut salt)?;
-    let tree = verity::append(&file, salt).context(|| format!("writing the hash tree of {}", path.display()))?;
+    let tree =
+        verity::append(&file, salt).context(|| format!("writing the hash tree of {}", path.display()))?;
     let label = Label {
         data_blocks: tree.data_blocks,
         root_hash: tree.root_hash,

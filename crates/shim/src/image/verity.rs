@@ -75,7 +75,8 @@ mod tests {
         for blocks in [1_u64, 127, 128, 129, 20_000] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("image");
-            let file = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+            let file =
+                File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
             let data: Vec<u8> = (0..blocks * BLOCK as u64 - 5).map(|n| (n * n % 251) as u8).collect();
             file.write_all_at(&data, 0).unwrap();
             let tree = append(&file, [7; 32]).unwrap();

@@ -50,10 +50,8 @@ impl Tail {
     pub(crate) fn lines(&self, count: usize) -> String {
         let memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = memory.iter().copied().collect();
-        let text: String = String::from_utf8_lossy(&bytes)
-            .chars()
-            .filter(|c| *c == '\n' || !c.is_control())
-            .collect();
+        let text: String =
+            String::from_utf8_lossy(&bytes).chars().filter(|c| *c == '\n' || !c.is_control()).collect();
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
         lines[lines.len().saturating_sub(count)..].join(" | ")
     }

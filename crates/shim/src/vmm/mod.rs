@@ -52,11 +52,15 @@ impl GuestImage {
             let Ok(text) = std::fs::read(&manifest) else { continue };
             let manifest: Manifest = serde_json::from_slice(&text)
                 .context_as(Kind::Unavailable, || format!("reading {}", manifest.display()))?;
-            let image =
-                GuestImage { kernel: folder.join("vmlinux"), initramfs: folder.join("initramfs.cpio"), manifest };
+            let image = GuestImage {
+                kernel: folder.join("vmlinux"),
+                initramfs: folder.join("initramfs.cpio"),
+                manifest,
+            };
             for file in [&image.kernel, &image.initramfs] {
                 if !file.is_file() {
-                    let text = format!("the guest's {} is missing: make the guest image again", file.display());
+                    let text =
+                        format!("the guest's {} is missing: make the guest image again", file.display());
                     return Err(Error::new(Kind::Unavailable, text));
                 }
             }

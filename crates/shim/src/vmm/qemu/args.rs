@@ -182,7 +182,10 @@ impl Line<'_> {
         }
         let mut disk = |name: &str, fd: RawFd, file: &str, format: &str| {
             add("-add-fd", format!("fd={fd},set={fd}"));
-            add("-blockdev", format!("driver=file,node-name={name}-file,filename=/dev/fdset/{fd},locking=off,{file}"));
+            add(
+                "-blockdev",
+                format!("driver=file,node-name={name}-file,filename=/dev/fdset/{fd},locking=off,{file}"),
+            );
             let top = if throttled.is_some() {
                 add("-blockdev", format!("driver=raw,node-name={name}-raw,file={name}-file,{format}"));
                 format!("driver=throttle,node-name={name},throttle-group=limits,file={name}-raw,{format}")
@@ -191,7 +194,10 @@ impl Line<'_> {
             };
             add("-blockdev", top);
             // A full host disk is the guest's I/O error, not a pause that nobody ends.
-            add("-device", format!("virtio-blk-device,drive={name},serial={name},werror=report,rerror=report"));
+            add(
+                "-device",
+                format!("virtio-blk-device,drive={name},serial={name},werror=report,rerror=report"),
+            );
         };
         disk("root", root, "read-only=on", "read-only=on");
         disk("scratch", scratch, "cache.no-flush=on", "read-only=off");
@@ -220,7 +226,8 @@ mod tests {
         let accel = Accel::Tcg { tsc_khz: 1_000_000 };
         let (monitor, channel, console) = (3, 4, 5);
         let taps = Vec::new();
-        Line { name: "x", shape, accel, memory, monitor, channel, console, disks, incoming: None, taps }.build()
+        Line { name: "x", shape, accel, memory, monitor, channel, console, disks, incoming: None, taps }
+            .build()
     }
 
     fn shape() -> Shape {

@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
 use self::qmp::Monitor;
 use super::console::Tail;
-use super::{Description, Driver, Launch, Machine, Origin};
+use super::{Description, Driver, Launch, Machine, Origin, Shape};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Memory that QEMU takes beside the guest's: its own, and under emulation the translated code (`tb-size`).
@@ -82,7 +82,8 @@ impl Driver for Qemu {
             ours.set_nonblocking(true)?;
             Ok((ours, theirs.into()))
         };
-        let ((monitor, its_monitor), (channel, its_channel)) = (pair().context(doing)?, pair().context(doing)?);
+        let ((monitor, its_monitor), (channel, its_channel)) =
+            (pair().context(doing)?, pair().context(doing)?);
         let (console, its_console) = Tail::listen().context(doing)?;
         let (complaints, its_complaints) = Tail::listen().context(doing)?;
         let mut fds = Descriptors::default();
@@ -109,7 +110,7 @@ impl Driver for Qemu {
         let mut spec = JailSpec::new(launch.uid, self.root()?, self.program.clone(), self.profile());
         spec.argv = line.build();
         spec.kvm = self.accel == Accel::Kvm;
-        spec.files = boot_files(&launch);
+        spec.files = boot_files(launch.shape);
         spec.reopen = match memory {
             Memory::Anonymous => Vec::new(),
             Memory::Shared(fd) | Memory::Private(fd) => vec![Reopen { fd, writable: true }],
@@ -118,7 +119,7 @@ impl Driver for Qemu {
         fds.push((its_complaints, libc::STDERR_FILENO));
         let jailed = spawn(spec, fds, launch.cgroup.clone()).await?;
         let monitor = UnixStream::from_std(monitor).context(doing)?;
-        let watched = jailed.pidfd.try_clone().and_then(AsyncFd::new).context(doing)?;
+        let watched = jailed.pidfd.try_clone().and_then(AsyncFd::register).context(doing)?;
         Ok(Box::new(Vm {
             jailed,
             watched,
@@ -149,8 +150,8 @@ fn origin(origin: Origin, fds: &mut Descriptors) -> (Memory, Option<i32>) {
     }
 }
 
-fn boot_files(launch: &Launch<'_>) -> Vec<FileMount> {
-    let guest = &launch.shape.guest;
+fn boot_files(shape: &Shape) -> Vec<FileMount> {
+    let guest = &shape.guest;
     [(&guest.kernel, KERNEL), (&guest.initramfs, INITRAMFS)]
         .map(|(source, target)| FileMount { source: source.clone(), target: target.into(), writable: false })
         .into()
@@ -160,7 +161,8 @@ async fn spawn(spec: JailSpec, fds: Vec<(OwnedFd, i32)>, cgroup: Cgroup) -> Resu
     let spawned = tokio::task::spawn_blocking(move || {
         jail::spawn(&spec, fds, |pid| cgroup.add(pid).map_err(Into::into))
     });
-    let jailed = spawned.await.context(|| "starting QEMU".into())?.context(|| "starting QEMU in its jail".into())?;
+    let jailed =
+        spawned.await.context(|| "starting QEMU".into())?.context(|| "starting QEMU in its jail".into())?;
     for missing in &jailed.report.missing {
         tracing::debug!("the jail does without: {missing}");
     }
@@ -192,7 +194,8 @@ impl Machine for Vm {
     }
 
     async fn channel(&mut self) -> Result<UnixStream> {
-        let stream = self.channel.take().ok_or_else(|| Error::internal("the guest's channel was taken already"))?;
+        let stream =
+            self.channel.take().ok_or_else(|| Error::internal("the guest's channel was taken already"))?;
         UnixStream::from_std(stream).context(|| "opening the guest's channel".into())
     }
 

@@ -112,7 +112,8 @@ impl Monitor {
         let fds = [file.as_raw_fd()];
         let send = || {
             let rights = [ControlMessage::ScmRights(&fds)];
-            let sent = sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&text)], &rights, MsgFlags::empty(), None);
+            let sent =
+                sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&text)], &rights, MsgFlags::empty(), None);
             sent.map_err(std::io::Error::from)
         };
         stream.async_io(Interest::WRITABLE, send).await.context(|| "handing QEMU a descriptor".into())?;

@@ -1,0 +1,75 @@
+//! What `start` leaves behind: the process that serves one sandbox until containerd says that it is over.
+
+use std::collections::HashMap;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::shim_async::create_task;
+use containerd_shim_protos::ttrpc::r#async::transport::Listener;
+use containerd_shim_protos::ttrpc::r#async::{Server, Service as TtrpcService};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::args::Args;
+use crate::commands::{ADDRESS_FILE, SOCKET_FD};
+use crate::config::FromContainerd;
+use crate::error::{Context, Result};
+use crate::log;
+use crate::task::{Endpoint, Publisher, Service};
+
+/// The task API's name on the wire, in its two versions. Their messages are the same.
+const TASK_V2: &str = "containerd.task.v2.Task";
+const TASK_V3: &str = "containerd.task.v3.Task";
+
+/// Longest wait for the last events to reach containerd.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+
+/// Serves the socket that `start` has opened.
+pub(crate) fn serve(args: &Args) -> Result<()> {
+    log::to_containerd(args.debug);
+    let listener =
+        bailey_host::sys::process::inherited(SOCKET_FD).context(|| "taking the socket over".into())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context(|| "starting the runtime".into())?.block_on(run(args, listener.into()))
+}
+
+async fn run(args: &Args, listener: UnixListener) -> Result<()> {
+    let from_containerd = FromContainerd::read();
+    let (publisher, sending) = Publisher::start(&args.namespace, from_containerd.ttrpc_address);
+    let service = Service::new(&args.namespace, &args.id, publisher);
+    let listener = Listener::try_from(listener).context(|| "opening the socket".into())?;
+    let mut server = Server::new().add_listener(listener);
+    for name in [TASK_V2, TASK_V3] {
+        server = server.register_service(named(name, &service));
+    }
+    server.start().await.context(|| "serving the task API".into())?;
+    // containerd stops its shims by their API; what a service manager sends to all is not for us.
+    let mut terminate = signal(SignalKind::terminate()).context(|| "watching for SIGTERM".into())?;
+    loop {
+        tokio::select! {
+            () = service.shutdown.notified() => break,
+            _ = terminate.recv() => {
+                if service.is_over().await {
+                    break;
+                }
+            }
+        }
+    }
+    if let Ok(address) = std::fs::read_to_string(ADDRESS_FILE) {
+        // Whoever cleans up after us may have been faster.
+        let _removed = std::fs::remove_file(PathBuf::from(address.trim_start_matches("unix://")));
+    }
+    server.shutdown().await.context(|| "ending the task API".into())?;
+    drop((server, service));
+    // An event that containerd does not take within this time is lost with us.
+    let _late = timeout(LAST_EVENTS, sending).await;
+    Ok(())
+}
+
+/// The service under one of its names.
+fn named(name: &str, service: &Arc<Service>) -> HashMap<String, TtrpcService> {
+    let methods = create_task(Arc::new(Endpoint(Arc::clone(service))));
+    methods.into_values().map(|methods| (name.to_owned(), methods)).collect()
+}

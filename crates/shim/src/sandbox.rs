@@ -1,0 +1,271 @@
+//! One sandbox: its VM, brought up from an image and a plan, and everything on the host that belongs to it.
+//!
+//! Whatever a sandbox owns goes when this value goes: the VMM, its cgroup, its user's lease. What has a name on the
+//! host has it for as short as possible; what has none cannot be left behind.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bailey_host::cgroup::{Cgroup, Limits};
+use bailey_host::jail::uid::{self, UidLease};
+use bailey_host::sys::tsc;
+use bailey_types::guest::message::Request;
+use bailey_types::guest::spec::Setup;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::bundle::Plan;
+use crate::config::{AccelChoice, Config, Start, VmmChoice};
+use crate::error::{Context, Error, Kind, Result};
+use crate::guest::{Event, Guest};
+use crate::image::{Image, getrandom};
+use crate::vmm::qemu::Qemu;
+use crate::vmm::qemu::args::Accel;
+use crate::vmm::{Disks, Driver, GuestImage, Launch, Machine, Origin, Shape};
+use crate::{clock, kvm, scratch, template};
+
+/// Memory that the guest kernel and the guest take beside the workload's: a fixed part, and the kernel's own books,
+/// one part in so many.
+const GUEST_FIXED: u64 = 64 << 20;
+const GUEST_PART: u64 = 32;
+
+/// Size classes: powers of two from the smallest to the largest, then steps of the largest.
+const CLASS_MIN: u64 = 64 << 20;
+const CLASS_STEP: u64 = 512 << 20;
+
+/// Threads of a VMM: processors, and a pool for I/O.
+const VMM_PIDS: u64 = 256;
+
+/// Longest time that a trial of KVM may take: where it works, a guest is up in a tenth of this.
+const KVM_TRIAL: Duration = Duration::from_secs(10);
+
+pub(crate) struct Sandbox {
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) guest: Guest,
+    pub(crate) cgroup: OwnedCgroup,
+    /// The most that the workload may ever be given, in bytes.
+    pub(crate) memory_bytes: u64,
+    _uid: UidLease,
+}
+
+/// A cgroup that is removed with this value.
+#[derive(Debug)]
+pub(crate) struct OwnedCgroup(pub(crate) Cgroup);
+
+impl OwnedCgroup {
+    pub(crate) fn create(cgroup: Cgroup, limits: &Limits) -> Result<OwnedCgroup> {
+        let owned = OwnedCgroup(cgroup);
+        owned.0.create().context(|| "making the sandbox's cgroup".into())?;
+        owned.0.set(limits).context(|| "limiting the sandbox's cgroup".into())?;
+        Ok(owned)
+    }
+}
+
+impl Drop for OwnedCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            tracing::warn!(
+                "{}: {}",
+                error,
+                std::error::Error::source(&error).map_or(String::new(), ToString::to_string)
+            );
+        }
+    }
+}
+
+/// Leases a user for a VMM.
+pub(crate) fn lease_uid(config: &Config) -> Result<UidLease> {
+    uid::lease(config.uids.clone(), &config.state_dir.join("uids"))
+        .context_as(Kind::Unavailable, || "taking a user for the VMM".into())
+}
+
+/// The VMM that the settings name, with KVM if it truly works.
+pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
+    if config.vmm == VmmChoice::Firecracker {
+        return Err(Error::new(Kind::Unavailable, "this shim was built without the Firecracker driver"));
+    }
+    let tcg = || Accel::Tcg { tsc_khz: tsc::measure_khz() };
+    let accel = match config.accel {
+        AccelChoice::Kvm => Accel::Kvm,
+        AccelChoice::Tcg => tcg(),
+        AccelChoice::Auto if !kvm::possible() => tcg(),
+        AccelChoice::Auto => {
+            let works = match kvm::remembered(&config.state_dir) {
+                Some(works) => works,
+                None => try_kvm(config).await?,
+            };
+            if works { Accel::Kvm } else { tcg() }
+        }
+    };
+    Ok(Box::new(Qemu::new(&config.qemu, &config.cache_dir, accel)))
+}
+
+/// Boots a guest on KVM, to see whether it comes up.
+async fn try_kvm(config: &Config) -> Result<bool> {
+    let driver = Qemu::new(&config.qemu, &config.cache_dir, Accel::Kvm);
+    let shape = Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes: 128 << 20, vcpus: 1 };
+    let lease = lease_uid(config)?;
+    let name = format!("kvm-trial-{}", std::process::id());
+    let cgroup = Cgroup::at(&Path::new("/bailey").join(&name)).context(|| "naming a cgroup".into())?;
+    let cgroup = OwnedCgroup::create(cgroup, &Limits::default())?;
+    let uid = lease.uid();
+    let launch = Launch {
+        name: &name,
+        shape: &shape,
+        origin: Origin::Boot,
+        disks: None,
+        uid,
+        cgroup: &cgroup.0,
+        taps: Vec::new(),
+    };
+    let trial = async {
+        let mut machine = driver.launch(launch).await?;
+        let (guest, _no_events) = Guest::connect(machine.channel().await?);
+        until_ready(config, &guest, &*machine).await
+    };
+    let outcome = timeout(KVM_TRIAL, trial).await;
+    let works = matches!(outcome, Ok(Ok(())));
+    kvm::remember(&config.state_dir, works);
+    Ok(works)
+}
+
+/// Waits for the guest's greeting, for its end, or for too long.
+pub(crate) async fn until_ready(config: &Config, guest: &Guest, machine: &dyn Machine) -> Result<()> {
+    let waited = timeout(config.boot_timeout, with_machine(machine, guest.ready()));
+    waited.await.unwrap_or_else(|_| {
+        let seconds = config.boot_timeout.as_secs();
+        let text = format!("the guest has not booted within {seconds} s; {}", last_words(machine));
+        Err(Error::new(Kind::Unavailable, text))
+    })
+}
+
+/// Does something with the guest; if that fails, or its VMM ends first, says what both said last.
+async fn with_machine<T>(machine: &dyn Machine, work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::select! {
+        result = work => result.map_err(|error| match machine.last_words() {
+            words if words.is_empty() => error,
+            words => Error::new(error.kind(), format!("the guest failed; its last words: {words}")).because(error),
+        }),
+        end = machine.ended() => Err(Error::internal(format!("{end}; {}", last_words(machine)))),
+    }
+}
+
+fn last_words(machine: &dyn Machine) -> String {
+    match machine.last_words() {
+        words if words.is_empty() => "its console has shown nothing".to_owned(),
+        words => format!("its last words: {words}"),
+    }
+}
+
+/// The size class of a workload, in bytes: what its VM gives it at most.
+fn class(wanted: u64) -> u64 {
+    if wanted <= CLASS_STEP {
+        wanted.next_power_of_two().max(CLASS_MIN)
+    } else {
+        wanted.next_multiple_of(CLASS_STEP)
+    }
+}
+
+impl Sandbox {
+    /// Brings up the VM and its disks, ready for its container.
+    pub(crate) async fn launch(
+        config: &Config,
+        namespace: &str,
+        id: &str,
+        plan: &Plan,
+        image: Image,
+    ) -> Result<(Sandbox, mpsc::Receiver<Event>)> {
+        let driver = driver(config).await?;
+        let class = class(plan.memory_bytes.unwrap_or(config.memory_bytes));
+        let memory_bytes = (class + GUEST_FIXED + class / GUEST_PART).next_multiple_of(1 << 20);
+        let shape = Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus: plan.vcpus };
+        let cgroup =
+            Cgroup::at(&plan.cgroup).context_as(Kind::Invalid, || "naming the sandbox's cgroup".into())?;
+        let cgroup =
+            OwnedCgroup::create(cgroup, &limits(plan, memory_bytes + driver.describe().overhead_bytes))?;
+        let lease = lease_uid(config)?;
+        let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
+        let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
+        let scratch = scratch::create(&config.cache_dir, scratch_bytes)?;
+        let start = plan.annotations.start.unwrap_or(config.start);
+        let origin = match start {
+            Start::Cold => Origin::Boot,
+            Start::Warm => warm(config, namespace, &*driver, &shape).await,
+        };
+        let cold = matches!(origin, Origin::Boot);
+        let disks = Some(Disks { root: image.file, scratch, io: plan.annotations.io });
+        let uid = lease.uid();
+        let launch =
+            Launch { name: id, shape: &shape, origin, disks, uid, cgroup: &cgroup.0, taps: Vec::new() };
+        let mut machine = driver.launch(launch).await?;
+        let (guest, events) = Guest::connect(machine.channel().await?);
+        if cold {
+            until_ready(config, &guest, &*machine).await?;
+        }
+        let mut entropy = [0; 32];
+        getrandom(&mut entropy)?;
+        let setup = Setup {
+            entropy,
+            realtime_ns: clock::realtime_ns(),
+            hostname: plan.container.hostname.clone().unwrap_or_else(|| "localhost".to_owned()),
+            root: image.root,
+            scratch: filesystem,
+        };
+        with_machine(&*machine, guest.command(Request::Setup(Box::new(setup)))).await?;
+        let sandbox = Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease };
+        Ok((sandbox, events))
+    }
+
+    /// Asks the guest, knowing that its VMM may end meanwhile.
+    pub(crate) async fn request(&self, request: Request) -> Result<bailey_types::guest::message::Response> {
+        tokio::select! {
+            result = self.guest.request(request) => result,
+            end = self.machine.ended() => Err(Error::internal(format!("{end}; {}", last_words(&*self.machine)))),
+        }
+    }
+}
+
+/// What the VMM may use on the host: the guest's memory and its own on top, the processors that were asked for.
+fn limits(plan: &Plan, memory_bytes: u64) -> Limits {
+    let inside = &plan.container.limits;
+    Limits {
+        memory_bytes: Some(memory_bytes),
+        cpu_quota_us: inside.cpu_quota_us,
+        cpu_period_us: inside.cpu_period_us,
+        cpu_weight: inside.cpu_weight,
+        pids: Some(VMM_PIDS),
+    }
+}
+
+/// A clone of the tenant's template; if there can be none, a boot, since a slow start is better than none.
+async fn warm(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Origin {
+    let (config, namespace, shape) = (config.clone(), namespace.to_owned(), shape.clone());
+    let description = driver.describe();
+    let got =
+        tokio::task::spawn_blocking(move || template::get(&config, &namespace, &description, &shape)).await;
+    match got {
+        Ok(Ok(saved)) => Origin::Clone(saved),
+        Ok(Err(error)) => {
+            tracing::warn!("starting cold: {}", error.chain());
+            Origin::Boot
+        }
+        Err(error) => {
+            tracing::warn!("starting cold: asking for a template: {error}");
+            Origin::Boot
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_holds_what_is_asked_and_little_more() {
+        for mib in [1_u64, 64, 65, 128, 200, 512, 513, 1500, 4096] {
+            let class = class(mib << 20) >> 20;
+            assert!(class >= mib && (class <= 64 || class < 2 * mib), "{mib}: {class}");
+        }
+        assert_eq!(class(600 << 20), 1 << 30);
+    }
+}

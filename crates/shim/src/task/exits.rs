@@ -1,0 +1,76 @@
+//! What a sandbox tells by itself: ends of processes, want of memory, its own end.
+
+use std::sync::Arc;
+
+use bailey_types::guest::ProcessId;
+use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
+use containerd_shim_protos::protobuf::MessageField;
+use tokio::sync::mpsc;
+
+use super::process::{Exit, Process};
+use super::service::{Service, Task};
+use crate::clock;
+use crate::guest::Event;
+
+/// What a process counts as that its sandbox took with it: as if it was killed.
+const LOST: u32 = 128 + libc::SIGKILL.cast_unsigned();
+
+/// Follows the guest until it, or its VMM, has ended.
+pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Event>) {
+    while let Some(event) = events.recv().await {
+        let mut state = service.task.lock().await;
+        let Some(task) = state.as_mut() else { return };
+        match event {
+            Event::OutOfMemory => {
+                let event = TaskOOM { container_id: service.id.clone(), ..TaskOOM::default() };
+                service.publisher.publish(&event);
+            }
+            Event::Exited { id, status } => {
+                if let Some(process) = task.processes.values_mut().find(|process| process.id == id) {
+                    report(&service, process, status.into());
+                }
+                if id == ProcessId::INIT {
+                    // The kernel has ended all others with the first. Their words are on their way.
+                    end_others(&service, task);
+                }
+            }
+        }
+    }
+    let mut state = service.task.lock().await;
+    let Some(task) = state.as_mut() else { return };
+    if task.init().is_some_and(|init| init.exited().is_none()) {
+        let why = task.sandbox.guest.ended().await;
+        tracing::error!(
+            "the sandbox ended before its container: {why}; {}",
+            task.sandbox.machine.last_words()
+        );
+        // Whatever broke the protocol runs no longer.
+        task.sandbox.machine.kill();
+        end_others(&service, task);
+    }
+}
+
+fn end_others(service: &Service, task: &mut Task) {
+    for process in task.processes.values_mut() {
+        if process.exited().is_none() && process.started {
+            report(service, process, LOST);
+        }
+    }
+}
+
+fn report(service: &Service, process: &mut Process, status: u32) {
+    if process.exited().is_some() {
+        return;
+    }
+    let exit = Exit { status, at: clock::since_epoch() };
+    process.exit.send_replace(Some(exit));
+    let id = if process.exec_id.is_empty() { &service.id } else { &process.exec_id };
+    service.publisher.publish(&TaskExit {
+        container_id: service.id.clone(),
+        id: id.clone(),
+        pid: process.pid,
+        exit_status: exit.status,
+        exited_at: MessageField::some(clock::timestamp(exit.at)),
+        ..TaskExit::default()
+    });
+}

@@ -1,0 +1,157 @@
+//! Between a process's streams and what containerd gave for them: pipes with names, or files.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::guest::{InputStream, OutputStream};
+
+/// Bytes read from a pipe at once.
+const READ: usize = 32 * 1024;
+
+/// Where output goes.
+pub(super) enum Sink {
+    Pipe(pipe::Sender),
+    File(tokio::fs::File),
+}
+
+impl Sink {
+    /// Opens what containerd named: the path of a pipe, or `file://` and the path of a file to append to.
+    pub(super) fn open(name: &str) -> Result<Sink> {
+        let doing = || format!("opening {name} for the container's output");
+        match name.split_once("://") {
+            None | Some(("fifo", _)) => {
+                let path = name.strip_prefix("fifo://").unwrap_or(name);
+                // Open for both, so that a reader that comes and goes is no end and no error.
+                let pipe = pipe::OpenOptions::new().read_write(true).open_sender(path);
+                pipe.map(Sink::Pipe).context_as(Kind::Invalid, doing)
+            }
+            Some(("file", path)) => {
+                let path = Path::new(path);
+                if let Some(parent) = path.parent() {
+                    std::fs::create_dir_all(parent).context_as(Kind::Invalid, doing)?;
+                }
+                let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+                file.map(|file| Sink::File(file.into())).context_as(Kind::Invalid, doing)
+            }
+            Some((scheme, _)) => {
+                Err(Error::invalid(format!("output to {scheme}:// is not supported; a pipe or file:// is")))
+            }
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match self {
+            Sink::Pipe(pipe) => pipe.write_all(bytes).await,
+            Sink::File(file) => {
+                file.write_all(bytes).await?;
+                file.flush().await
+            }
+        }
+    }
+}
+
+/// A rate that several streams share, in bytes per second: who is over it waits, and so, in the end, does the
+/// process that writes.
+#[derive(Debug)]
+pub(super) struct Pace {
+    bytes_per_second: u64,
+    free_at: Mutex<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(bytes_per_second: u64) -> Arc<Pace> {
+        Arc::new(Pace { bytes_per_second, free_at: Mutex::new(Instant::now()) })
+    }
+
+    async fn spend(&self, bytes: usize) {
+        let until = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let nanoseconds = (bytes as u64).saturating_mul(1_000_000_000) / self.bytes_per_second;
+            *free_at = (*free_at).max(Instant::now()) + Duration::from_nanos(nanoseconds);
+            *free_at
+        };
+        sleep_until(until).await;
+    }
+}
+
+/// Carries output until it ends.
+pub(super) fn carry_output(mut from: OutputStream, mut to: Sink, pace: Option<Arc<Pace>>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        while let Some(bytes) = from.next().await {
+            if let Err(error) = to.write(&bytes).await {
+                tracing::warn!("the container's output is lost: {error}");
+                return;
+            }
+            if let Some(pace) = &pace {
+                pace.spend(bytes.len()).await;
+            }
+            from.taken(bytes.len()).await;
+        }
+    })
+}
+
+/// Carries input until whoever writes it ends, or `closed` says so.
+pub(super) fn carry_input(
+    name: &str,
+    to: InputStream,
+    closed: Arc<tokio::sync::Notify>,
+) -> Result<JoinHandle<()>> {
+    let doing = || format!("opening {name} for the container's input");
+    let pipe = pipe::OpenOptions::new().open_receiver(name).context_as(Kind::Invalid, doing)?;
+    Ok(tokio::spawn(async move {
+        // A guest or a process that is gone takes nothing more, and needs no word of it.
+        let _gone = feed(pipe, &to, &closed).await;
+        let _gone = to.close().await;
+    }))
+}
+
+async fn feed(pipe: pipe::Receiver, to: &InputStream, closed: &tokio::sync::Notify) -> Result<()> {
+    let mut buffer = vec![0; READ];
+    let mut closing = false;
+    loop {
+        if !closing {
+            tokio::select! {
+                biased;
+                // Nothing is read before the pipe is ready: with no writer yet, it would look like the end.
+                ready = pipe.readable() => ready.context(|| "waiting for input".into())?,
+                () = closed.notified() => closing = true,
+            }
+        }
+        match pipe.try_read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.send(&buffer[..count]).await?,
+            // All that was written before the caller closed it has been read.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && closing => return Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).context(|| "reading input".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pace_holds_over_streams_that_share_it() {
+        let pace = Pace::new(1000);
+        let started = Instant::now();
+        for _ in 0..10 {
+            pace.spend(500).await;
+        }
+        assert_eq!(started.elapsed().as_secs(), 5);
+    }
+
+    #[test]
+    fn what_output_cannot_go_to_is_named() {
+        let error = Sink::open("binary:///usr/bin/logger").err().unwrap();
+        assert!(error.chain().contains("binary://"));
+    }
+}

@@ -1,0 +1,160 @@
+//! A template's keeper: boots the VM, saves it, ends it, and hands out what was saved.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bailey_host::cgroup::{Cgroup, Limits};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use tokio::net::UnixListener;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{END, READY, folder, hand_over, socket};
+use crate::args::Args;
+use crate::config::Config;
+use crate::error::{Context, Error, Result};
+use crate::guest::Guest;
+use crate::sandbox;
+use crate::vmm::{Driver, GuestImage, Launch, Origin, Saved, Shape};
+
+/// Longest wait for a request on a connection.
+const ASKED: Duration = Duration::from_secs(5);
+
+/// Makes one template and serves it until its time is over.
+pub(crate) fn keep(args: &Args) -> Result<()> {
+    crate::log::to_stderr();
+    // Not a child of the sandbox that happened to be the first.
+    nix::unistd::setsid().context(|| "leaving the session".into())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context(|| "starting the runtime".into())?.block_on(async {
+        let config = Config::load(None)?;
+        let shape = shape(&config, &args.id)?;
+        let driver = sandbox::driver(&config).await?;
+        let path = socket(&config, &args.namespace, &driver.describe(), &shape)?;
+        let saved = make(&config, &args.namespace, &*driver, &shape).await?;
+        drop(driver);
+        let listener = listen(&path)?;
+        let mut out = std::io::stdout();
+        out.write_all(READY)
+            .and_then(|()| out.flush())
+            .context(|| "telling that the template is there".into())?;
+        let null = File::options().write(true).open("/dev/null").context(|| "opening /dev/null".into())?;
+        nix::unistd::dup2_stdout(&null).context(|| "closing the output".into())?;
+        let served = serve(&config, &listener, &saved).await;
+        fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
+        // Others may be there still, or another may have removed it.
+        let _shared = fs::remove_dir(folder(&config.state_dir, &args.namespace));
+        served
+    })
+}
+
+/// The shape that the first asker named: bytes of memory and processors.
+fn shape(config: &Config, id: &str) -> Result<Shape> {
+    let parts =
+        id.split_once('-').and_then(|(memory, vcpus)| Some((memory.parse().ok()?, vcpus.parse().ok()?)));
+    let (memory_bytes, vcpus) =
+        parts.ok_or_else(|| Error::invalid(format!("{id} is no shape of a template")))?;
+    Ok(Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus })
+}
+
+/// Boots a VM up to its guest's greeting, and saves it.
+async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
+    let memory = memory(shape.memory_bytes)?;
+    let devices = memfd("bailey-template-devices")?;
+    let lease = sandbox::lease_uid(config)?;
+    let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
+    let cgroup =
+        Cgroup::at(&Path::new("/bailey").join(namespace).join(format!("{name}-{}", std::process::id())));
+    let cgroup = cgroup.context(|| "naming the template's cgroup".into())?;
+    let _removed_at_the_end = sandbox::OwnedCgroup::create(
+        cgroup.clone(),
+        &Limits {
+            memory_bytes: Some(shape.memory_bytes + driver.describe().overhead_bytes),
+            ..Limits::default()
+        },
+    )?;
+    let origin = Origin::Template(memory.try_clone().context(|| "copying a descriptor".into())?);
+    let launch = Launch {
+        name: &name,
+        shape,
+        origin,
+        disks: None,
+        uid: lease.uid(),
+        cgroup: &cgroup,
+        taps: Vec::new(),
+    };
+    let mut machine = driver.launch(launch).await?;
+    let (guest, _no_events) = Guest::connect(machine.channel().await?);
+    sandbox::until_ready(config, &guest, &*machine).await?;
+    machine.save(&devices).await?;
+    machine.kill();
+    machine.ended().await;
+    seal(&memory)?;
+    seal(&devices)?;
+    Ok(Saved { memory, devices })
+}
+
+fn memory(bytes: u64) -> Result<File> {
+    let memory = memfd("bailey-template-memory")?;
+    memory.set_len(bytes).context(|| "sizing a template's memory".into())?;
+    Ok(memory)
+}
+
+fn memfd(name: &str) -> Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    memfd_create(name, flags).map(Into::into).context(|| "making a file in memory".into())
+}
+
+/// Nobody writes to it ever again, by any descriptor. (A VMM maps it copy-on-write, which sealing allows.)
+fn seal(file: &File) -> Result<()> {
+    let seals =
+        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(file, FcntlArg::F_ADD_SEALS(seals)).map(drop).context(|| "sealing a template".into())
+}
+
+fn listen(path: &PathBuf) -> Result<UnixListener> {
+    let doing = || format!("listening on {}", path.display());
+    // One that was killed leaves its name.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(doing),
+        _ => {}
+    }
+    UnixListener::bind(path).context(doing)
+}
+
+/// Hands the template out until it is too old, used up, unused for too long, or asked to end.
+async fn serve(config: &Config, listener: &UnixListener, saved: &Saved) -> Result<()> {
+    let old = Instant::now() + config.template_max_age;
+    let mut idle = Instant::now() + config.template_max_idle;
+    let mut given = 0;
+    while given < config.template_max_clones {
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted.context(|| "accepting a connection".into())?,
+            () = sleep_until(old) => break,
+            () = sleep_until(idle) => break,
+        };
+        // The folder is root's alone; this holds even if it were not.
+        if stream.peer_cred().is_ok_and(|peer| peer.uid() != 0) {
+            continue;
+        }
+        let mut asked = [0];
+        let read = timeout(ASKED, async {
+            stream.readable().await?;
+            stream.try_read(&mut asked)
+        });
+        match read.await {
+            Ok(Ok(1)) if asked[0] == END => break,
+            Ok(Ok(1)) => {}
+            // It went away, or says nothing: the next one.
+            _ => continue,
+        }
+        let stream = stream.into_std().context(|| "answering".into())?;
+        if hand_over::give(&stream, saved).is_ok() {
+            given += 1;
+            idle = Instant::now() + config.template_max_idle;
+        }
+    }
+    Ok(())
+}
