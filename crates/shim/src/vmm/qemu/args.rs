@@ -79,8 +79,8 @@ pub(super) struct Line<'a> {
     pub(super) console: RawFd,
     /// The image's and the scratch disk's descriptors; a template has none.
     pub(super) disks: Option<(RawFd, RawFd, IoLimits)>,
-    /// Where the devices' state comes from.
-    pub(super) incoming: Option<RawFd>,
+    /// Whether the devices' state is loaded before the machine runs.
+    pub(super) incoming: bool,
     pub(super) taps: Vec<RawFd>,
 }
 
@@ -121,8 +121,7 @@ impl Line<'_> {
         add("-kernel", KERNEL.into());
         add("-initrd", INITRAMFS.into());
         add("-append", self.cmdline());
-        // A saved state is of devices alone, and wakes up running.
-        add("-global", "migration.x-ignore-shared=on".into());
+        // A saved state wakes up running.
         add("-global", "migration.store-global-state=off".into());
         add("-chardev", format!("socket,id=monitor,fd={}", self.monitor));
         add("-mon", "chardev=monitor,mode=control".into());
@@ -136,8 +135,8 @@ impl Line<'_> {
             add("-netdev", format!("tap,id=net{index},fd={tap}"));
             add("-device", format!("virtio-net-device,netdev=net{index}"));
         }
-        if let Some(fd) = self.incoming {
-            add("-incoming", format!("fd:{fd}"));
+        if self.incoming {
+            add("-incoming", "defer".into());
         }
         args
     }
@@ -226,7 +225,7 @@ mod tests {
         let accel = Accel::Tcg { tsc_khz: 1_000_000 };
         let (monitor, channel, console) = (3, 4, 5);
         let taps = Vec::new();
-        Line { name: "x", shape, accel, memory, monitor, channel, console, disks, incoming: None, taps }
+        Line { name: "x", shape, accel, memory, monitor, channel, console, disks, incoming: false, taps }
             .build()
     }
 

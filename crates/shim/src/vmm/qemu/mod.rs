@@ -14,8 +14,8 @@ use bailey_host::cgroup::Cgroup;
 use bailey_host::jail::{self, FileMount, JailSpec, Jailed, Profile, Reopen};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
 use tokio::sync::Mutex;
 
 use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
@@ -104,7 +104,7 @@ impl Driver for Qemu {
             channel: channel_fd,
             console: console_fd,
             disks,
-            incoming,
+            incoming: incoming.is_some(),
             taps,
         };
         let mut spec = JailSpec::new(launch.uid, self.root()?, self.program.clone(), self.profile());
@@ -118,16 +118,16 @@ impl Driver for Qemu {
         let mut fds = fds.into_inner();
         fds.push((its_complaints, libc::STDERR_FILENO));
         let jailed = spawn(spec, fds, launch.cgroup.clone()).await?;
-        let monitor = UnixStream::from_std(monitor).context(doing)?;
-        let watched = jailed.pidfd.try_clone().and_then(AsyncFd::register).context(doing)?;
-        Ok(Box::new(Vm {
-            jailed,
-            watched,
-            monitor: Mutex::new(Monitor::new(monitor)),
-            channel: Some(channel),
-            console,
-            complaints,
-        }))
+        let monitor = Mutex::new(Monitor::new(UnixStream::from_std(monitor).context(doing)?));
+        let watched = watch(&jailed).context(doing)?;
+        let vm = Vm { jailed, watched, monitor, channel: Some(channel), console, complaints };
+        if let Some(fd) = incoming {
+            let loaded = vm.monitor.lock().await.load(fd).await;
+            loaded.map_err(|error| {
+                Error::internal(format!("cloning the VM; {}", vm.last_words())).because(error)
+            })?;
+        }
+        Ok(Box::new(vm))
     }
 }
 
@@ -169,10 +169,17 @@ async fn spawn(spec: JailSpec, fds: Vec<(OwnedFd, i32)>, cgroup: Cgroup) -> Resu
     Ok(jailed)
 }
 
+/// A process descriptor in the runtime's event loop. It is no pipe, but all that is asked of it is whether it is
+/// readable, and this is the runtime's only wrapper that takes any descriptor safely.
+fn watch(jailed: &Jailed) -> io::Result<pipe::Receiver> {
+    pipe::Receiver::from_file_unchecked(File::from(jailed.pidfd.try_clone()?))
+}
+
 /// A QEMU in its jail.
 struct Vm {
     jailed: Jailed,
-    watched: AsyncFd<OwnedFd>,
+    /// Becomes readable when the process ends.
+    watched: pipe::Receiver,
     monitor: Mutex<Monitor>,
     channel: Option<StdStream>,
     console: Tail,

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{IoSlice, Write as _};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -88,7 +88,7 @@ impl Monitor {
 
     /// Saves the devices into `file`, the guest being stopped.
     pub(super) async fn save(&mut self, file: &File) -> Result<()> {
-        timeout(ANSWER, self.greet()).await.context(|| "greeting QEMU".into())??;
+        self.leave_memory_alone().await?;
         self.pass(file, "state").await?;
         self.ask("migrate", json!({"uri": "fd:state"})).await?;
         loop {
@@ -101,6 +101,18 @@ impl Monitor {
                 Some(_) => tokio::time::sleep(POLL).await,
             }
         }
+    }
+
+    /// Loads devices that were saved, from a descriptor that QEMU was started with. Then the machine runs.
+    pub(super) async fn load(&mut self, fd: RawFd) -> Result<()> {
+        self.leave_memory_alone().await?;
+        self.ask("migrate-incoming", json!({"uri": format!("fd:{fd}")})).await.map(drop)
+    }
+
+    /// What is saved and loaded is of devices alone: the memory is a file that both sides map.
+    async fn leave_memory_alone(&mut self) -> Result<()> {
+        let capability = json!({"capability": "x-ignore-shared", "state": true});
+        self.ask("migrate-set-capabilities", json!({"capabilities": [capability]})).await.map(drop)
     }
 
     /// Hands QEMU a descriptor under a name.
