@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bailey_host::cgroup::{Cgroup, Limits};
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -61,8 +59,6 @@ fn shape(config: &Config, id: &str) -> Result<Shape> {
 
 /// Boots a VM up to its guest's greeting, and saves it.
 async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
-    let memory = memory(shape.memory_bytes)?;
-    let devices = memfd("bailey-template-devices")?;
     let lease = sandbox::lease_uid(config)?;
     let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
     let cgroup =
@@ -75,11 +71,10 @@ async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Sha
             ..Limits::default()
         },
     )?;
-    let origin = Origin::Template(memory.try_clone().context(|| "copying a descriptor".into())?);
     let launch = Launch {
         name: &name,
         shape,
-        origin,
+        origin: Origin::Template,
         disks: None,
         uid: lease.uid(),
         cgroup: &cgroup,
@@ -88,30 +83,7 @@ async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Sha
     let mut machine = driver.launch(launch).await?;
     let (guest, _no_events) = Guest::connect(machine.channel().await?);
     sandbox::until_ready(config, &guest, &*machine).await?;
-    machine.save(&devices).await?;
-    machine.kill();
-    machine.ended().await;
-    seal(&memory)?;
-    seal(&devices)?;
-    Ok(Saved { memory, devices })
-}
-
-fn memory(bytes: u64) -> Result<File> {
-    let memory = memfd("bailey-template-memory")?;
-    memory.set_len(bytes).context(|| "sizing a template's memory".into())?;
-    Ok(memory)
-}
-
-fn memfd(name: &str) -> Result<File> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    memfd_create(name, flags).map(Into::into).context(|| "making a file in memory".into())
-}
-
-/// Nobody writes to it ever again, by any descriptor. (A VMM maps it copy-on-write, which sealing allows.)
-fn seal(file: &File) -> Result<()> {
-    let seals =
-        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(file, FcntlArg::F_ADD_SEALS(seals)).map(drop).context(|| "sealing a template".into())
+    machine.save().await
 }
 
 fn listen(path: &PathBuf) -> Result<UnixListener> {

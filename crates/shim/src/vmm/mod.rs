@@ -1,6 +1,7 @@
 //! VMMs: one small trait, a driver for each program. What only one of them can do stays in its driver.
 
 pub(crate) mod console;
+pub(crate) mod memory;
 pub(crate) mod qemu;
 
 use std::fs::File;
@@ -89,13 +90,13 @@ pub(crate) struct Shape {
 pub(crate) enum Origin {
     /// The kernel boots.
     Boot,
-    /// The kernel boots in this memory, which a template will be made of.
-    Template(File),
+    /// The kernel boots, and will be saved as a template.
+    Template,
     /// Everything is as a template was saved.
     Clone(Saved),
 }
 
-/// A saved template: its memory, sealed, and its devices.
+/// A saved template: its memory and its devices, as files without names that nobody can write to any more.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) memory: File,
@@ -157,8 +158,8 @@ pub(crate) trait Machine: Send + Sync {
     /// Lets them go on.
     async fn resume(&self) -> Result<()>;
 
-    /// Stops the guest for good and saves its devices; its memory is the template's.
-    async fn save(&self, devices: &File) -> Result<()>;
+    /// Stops the guest for good and saves it. Only for one that was started as a template.
+    async fn save(&self) -> Result<Saved>;
 
     /// Ends the VMM.
     fn kill(&self);

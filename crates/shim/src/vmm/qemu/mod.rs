@@ -5,7 +5,7 @@ mod qmp;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
 use self::qmp::Monitor;
 use super::console::Tail;
-use super::{Description, Driver, Launch, Machine, Origin, Shape};
+use super::{Description, Driver, Launch, Machine, Origin, Saved, Shape, memory};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Memory that QEMU takes beside the guest's: its own, and under emulation the translated code (`tb-size`).
@@ -89,7 +89,7 @@ impl Driver for Qemu {
         let mut fds = Descriptors::default();
         let (monitor_fd, channel_fd) = (fds.give(its_monitor), fds.give(its_channel));
         let console_fd = fds.give(its_console);
-        let (memory, incoming) = origin(launch.origin, &mut fds);
+        let (memory, incoming, template) = origin(launch.origin, launch.shape.memory_bytes, &mut fds)?;
         let disks = launch.disks.map(|disks| {
             let root = fds.give(disks.root.into());
             (root, fds.give(disks.scratch.into()), disks.io)
@@ -120,7 +120,7 @@ impl Driver for Qemu {
         let jailed = spawn(spec, fds, launch.cgroup.clone()).await?;
         let monitor = Mutex::new(Monitor::new(UnixStream::from_std(monitor).context(doing)?));
         let watched = watch(&jailed).context(doing)?;
-        let vm = Vm { jailed, watched, monitor, channel: Some(channel), console, complaints };
+        let vm = Vm { jailed, watched, monitor, channel: Some(channel), console, complaints, template };
         if let Some(fd) = incoming {
             let loaded = vm.monitor.lock().await.load(fd).await;
             loaded.map_err(|error| {
@@ -140,14 +140,24 @@ impl Qemu {
     }
 }
 
-fn origin(origin: Origin, fds: &mut Descriptors) -> (Memory, Option<i32>) {
-    match origin {
-        Origin::Boot => (Memory::Anonymous, None),
-        Origin::Template(memory) => (Memory::Shared(fds.give(memory.into())), None),
-        Origin::Clone(saved) => {
-            (Memory::Private(fds.give(saved.memory.into())), Some(fds.give(saved.devices.into())))
+/// The machine's memory, the descriptor of the devices that it starts from, and its memory if it is a template's.
+fn origin(
+    origin: Origin,
+    bytes: u64,
+    fds: &mut Descriptors,
+) -> Result<(Memory, Option<RawFd>, Option<File>)> {
+    Ok(match origin {
+        Origin::Boot => (Memory::Anonymous, None, None),
+        Origin::Template => {
+            let memory = memory::create("bailey-template-memory", bytes)?;
+            let shared = memory.try_clone().context(|| "copying a descriptor".into())?;
+            (Memory::Shared(fds.give(shared.into())), None, Some(memory))
         }
-    }
+        Origin::Clone(saved) => {
+            let memory = Memory::Private(fds.give(saved.memory.into()));
+            (memory, Some(fds.give(saved.devices.into())), None)
+        }
+    })
 }
 
 fn boot_files(shape: &Shape) -> Vec<FileMount> {
@@ -184,6 +194,8 @@ struct Vm {
     channel: Option<StdStream>,
     console: Tail,
     complaints: Tail,
+    /// Its memory, if it will be saved.
+    template: Option<File>,
 }
 
 impl Drop for Vm {
@@ -214,10 +226,21 @@ impl Machine for Vm {
         self.monitor.lock().await.ask("cont", json!({})).await.map(drop)
     }
 
-    async fn save(&self, devices: &File) -> Result<()> {
-        let mut monitor = self.monitor.lock().await;
-        monitor.ask("stop", json!({})).await?;
-        monitor.save(devices).await
+    async fn save(&self) -> Result<Saved> {
+        let memory = self.template.as_ref().ok_or_else(|| Error::internal("only a template can be saved"))?;
+        let memory = memory.try_clone().context(|| "copying a descriptor".into())?;
+        let devices = memory::create("bailey-template-devices", 0)?;
+        {
+            let mut monitor = self.monitor.lock().await;
+            monitor.ask("stop", json!({})).await?;
+            monitor.save(&devices).await?;
+        }
+        // Sealing needs that nobody has it mapped for writing any more.
+        self.kill();
+        self.ended().await;
+        memory::seal(&memory)?;
+        memory::seal(&devices)?;
+        Ok(Saved { memory, devices })
     }
 
     fn kill(&self) {
