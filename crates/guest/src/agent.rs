@@ -285,10 +285,8 @@ impl Agent {
     }
 
     fn report_oom(&mut self) {
-        if self.memory_events.is_none() {
-            return;
-        }
-        let kills = cgroup::oom_kills();
+        let Some(memory_events) = &self.memory_events else { return };
+        let kills = cgroup::oom_kills(memory_events);
         if kills > self.oom_kills {
             self.channel.send(&FromGuest::OutOfMemory);
         }

@@ -4,7 +4,7 @@
 //! host has it for as short as possible; what has none cannot be left behind.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bailey_host::cgroup::{Cgroup, Limits};
 use bailey_host::jail::uid::{self, UidLease};
@@ -175,6 +175,7 @@ impl Sandbox {
         plan: &Plan,
         image: Image,
     ) -> Result<(Sandbox, mpsc::Receiver<Event>)> {
+        let begun = Instant::now();
         let driver = driver(config).await?;
         let class = class(plan.memory_bytes.unwrap_or(config.memory_bytes));
         let memory_bytes = (class + GUEST_FIXED + class / GUEST_PART).next_multiple_of(1 << 20);
@@ -193,6 +194,7 @@ impl Sandbox {
             Start::Warm => warm(config, namespace, &*driver, &shape).await,
         };
         let cold = matches!(origin, Origin::Boot);
+        tracing::debug!("prepared after {:?}, cold: {cold}", begun.elapsed());
         let disks = Some(Disks { root: image.file, scratch, io: plan.annotations.io });
         let uid = lease.uid();
         let launch =
@@ -202,6 +204,7 @@ impl Sandbox {
         if cold {
             until_ready(config, &guest, &*machine).await?;
         }
+        tracing::debug!("a VM runs after {:?}", begun.elapsed());
         let mut entropy = [0; 32];
         getrandom(&mut entropy)?;
         let setup = Setup {
@@ -212,6 +215,7 @@ impl Sandbox {
             scratch: filesystem,
         };
         with_machine(&*machine, guest.command(Request::Setup(Box::new(setup)))).await?;
+        tracing::debug!("set up after {:?}", begun.elapsed());
         let sandbox = Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease };
         Ok((sandbox, events))
     }

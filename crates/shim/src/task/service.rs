@@ -16,7 +16,7 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Mutex, Notify};
 
-use super::io::Pace;
+use super::io::Outputs;
 use super::process::{Exit, Process, StdioNames};
 use super::{Publisher, exits, stats};
 use crate::bundle::{self, Plan};
@@ -41,7 +41,8 @@ pub(super) struct Task {
     pub(super) bundle: PathBuf,
     pub(super) paused: bool,
     next: u32,
-    pace: Option<Arc<Pace>>,
+    /// What outputs are carried with; none once the first process has ended, when no more can be.
+    pub(super) outputs: Option<Outputs>,
 }
 
 impl Task {
@@ -103,14 +104,21 @@ impl Service {
         }
         let image = self.image(&config, &bundle, &request).await?;
         let (sandbox, events) = Sandbox::launch(&config, &self.namespace, &self.id, &plan, image).await?;
-        let pace = plan.annotations.log_bytes_per_second.map(Pace::new);
-        init.attach(&sandbox.guest, pace.as_ref())?;
+        let (outputs, all_carried) = Outputs::new(plan.annotations.log_bytes_per_second);
+        init.attach(&sandbox.guest, &outputs)?;
         sandbox.request(Request::Create(Box::new(fit(&plan, &sandbox)))).await?;
         init.pid = sandbox.machine.pid();
         let pid = init.pid;
         let processes = BTreeMap::from([(String::new(), init)]);
-        *state = Some(Task { sandbox, processes, bundle, paused: false, next: ProcessId::INIT.0 + 1, pace });
-        tokio::spawn(exits::follow(Arc::clone(self), events));
+        *state = Some(Task {
+            sandbox,
+            processes,
+            bundle,
+            paused: false,
+            next: ProcessId::INIT.0 + 1,
+            outputs: Some(outputs),
+        });
+        tokio::spawn(exits::follow(Arc::clone(self), events, all_carried));
         self.publisher.publish(&created(&self.id, pid, request));
         Ok(pid)
     }
@@ -142,7 +150,6 @@ impl Service {
         // Held until the start is told: no end of this process can be told before.
         let mut state = self.task.lock().await;
         let task = there(&mut state)?;
-        let pace = task.pace.clone();
         let process = task.processes.get_mut(exec_id).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no process {exec_id} in the container"))
         })?;
@@ -154,7 +161,9 @@ impl Service {
         } else {
             let spec =
                 process.spec.clone().ok_or_else(|| Error::internal("the process has nothing to run"))?;
-            process.attach(&task.sandbox.guest, pace.as_ref())?;
+            let outputs =
+                task.outputs.as_ref().ok_or_else(|| Error::new(Kind::State, "the container has ended"))?;
+            process.attach(&task.sandbox.guest, outputs)?;
             let answer = task.sandbox.request(Request::Exec { id: process.id, process: spec }).await?;
             if let Response::Started { pid } = answer {
                 process.pid = pid;
