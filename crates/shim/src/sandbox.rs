@@ -84,7 +84,7 @@ pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
     if config.vmm == VmmChoice::Firecracker {
         return Err(Error::new(Kind::Unavailable, "this shim was built without the Firecracker driver"));
     }
-    let tcg = || Accel::Tcg { tsc_khz: tsc::measure_khz() };
+    let tcg = || Accel::Tcg { tsc_khz: tsc_khz(&config.state_dir) };
     let accel = match config.accel {
         AccelChoice::Kvm => Accel::Kvm,
         AccelChoice::Tcg => tcg(),
@@ -98,6 +98,19 @@ pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
         }
     };
     Ok(Box::new(Qemu::new(&config.qemu, &config.cache_dir, accel)))
+}
+
+/// The rate of the host's time-stamp counter, measured once for each boot of the machine.
+fn tsc_khz(state: &Path) -> u64 {
+    let kept = state.join("tsc-khz");
+    if let Some(khz) = std::fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok()) {
+        return khz;
+    }
+    let khz = tsc::measure_khz();
+    if let Err(error) = std::fs::write(&kept, khz.to_string()) {
+        tracing::warn!("keeping the rate of the time-stamp counter in {}: {error}", kept.display());
+    }
+    khz
 }
 
 /// Boots a guest on KVM, to see whether it comes up.
