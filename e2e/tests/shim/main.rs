@@ -1,0 +1,7 @@
+//! The shim's tests: containerd's own command line drives sandboxes, as anybody's would.
+//!
+//! They need root. `BAILEY_E2E_RUNTIME=io.containerd.runc.v2` runs them with another runtime, which checks the tests;
+//! the other variables are in `bailey_e2e::settings`.
+#![forbid(unsafe_code)]
+
+mod run;
