@@ -1,6 +1,7 @@
 //! A containerd of a test's own: sockets, state and content in one temporary folder, mounts in a namespace of its
 //! own, so that what a dying test leaves mounted goes away with its processes. It does not outlive the test.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
@@ -15,7 +16,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::process::shortened;
-use crate::{settings, wait};
+use crate::{leftovers, settings, wait};
 
 /// How long containerd may take to answer, on a machine that is busy with booting microVMs.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -65,6 +66,11 @@ impl Containerd {
         self.folder().join("c.sock")
     }
 
+    /// The settings of our shim.
+    pub fn shim_config(&self) -> PathBuf {
+        self.folder().join("shim.toml")
+    }
+
     /// Where our shim keeps what a running sandbox needs.
     pub fn shim_state_dir(&self) -> PathBuf {
         self.folder().join("bailey")
@@ -81,7 +87,7 @@ impl Containerd {
     }
 
     /// A command that sees the mounts that containerd and its shims see.
-    pub fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         if let Some(mounts) = &self.mounts {
             command.arg(format!("--mount=/proc/{}/fd/{}", std::process::id(), mounts.as_raw_fd()));
@@ -176,7 +182,7 @@ level = "info"
         command.arg(self.folder().join("config.toml"));
         clear_environment(&mut command);
         command.env("PATH", format!("{}:{SYSTEM_PATH}", bin_dir.display()));
-        command.env("BAILEY_SHIM_CONFIG", self.folder().join("shim.toml"));
+        command.env("BAILEY_SHIM_CONFIG", self.shim_config());
         command.stdin(Stdio::null()).stdout(log.try_clone().context("copying a descriptor")?).stderr(log);
         self.child = Some(command.spawn().context("starting containerd; see scripts/deps")?);
         self.await_ready()?;
@@ -210,9 +216,10 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             eprintln!("containerd logged:\n{}", self.log_tail());
         }
-        remove_cgroups(&self.namespace);
         // A test that failed says why; what fails here would only hide that.
         let _ = self.stop(Signal::SIGTERM);
+        let _ = leftovers::kill_orphans();
+        remove_cgroups(&self.namespace);
         if settings::keep() {
             self.folder.disable_cleanup(true);
         }

@@ -36,6 +36,11 @@ impl Machine {
         done.with_context(|| format!("importing {}", image.reference)).map(drop)
     }
 
+    /// A task that was started before, perhaps by an earlier containerd.
+    pub fn found(&self, id: &str) -> Task<'_> {
+        Task { machine: self, id: id.to_owned(), ctr: None }
+    }
+
     fn ctr_command(&self) -> Command {
         let mut command = self.containerd.command("ctr");
         command.arg("--address").arg(self.containerd.socket());

@@ -7,7 +7,9 @@
 pub mod containerd;
 pub mod ctr;
 pub mod images;
+pub mod leftovers;
 pub mod machine;
+pub mod probe;
 pub mod process;
 pub mod settings;
 pub mod wait;

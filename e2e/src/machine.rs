@@ -10,11 +10,14 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::containerd::Containerd;
 use crate::ctr::Run;
 use crate::images::{Image, Recipe};
+use crate::leftovers::Before;
 use crate::process::text_of;
 use crate::settings;
 
 /// Building the shim on a machine that has built nothing yet.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
+
+const QUICK: Duration = Duration::from_secs(30);
 
 /// Tests that share a process take turns: what one left could not be told from what another one uses.
 static TURN: Mutex<()> = Mutex::new(());
@@ -23,15 +26,30 @@ static TURN: Mutex<()> = Mutex::new(());
 pub struct Machine {
     /// containerd, to be stopped and started by tests that want to.
     pub containerd: Containerd,
+    bin_dir: PathBuf,
+    before: Before,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Machine {
     /// Starts one, having built the shim if need be.
-    pub fn start() -> Result<Self> {
+    fn start() -> Result<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let bin_dir = built_programs()?;
-        Ok(Self { containerd: Containerd::start(&bin_dir)?, _turn: turn })
+        let before = Before::take()?;
+        Ok(Self { containerd: Containerd::start(&bin_dir)?, bin_dir, before, _turn: turn })
+    }
+
+    /// Fails if there is anything that was made for containers, once there are no more containers. Templates, which
+    /// outlive containers on purpose, are told to go.
+    pub fn assert_nothing_left(&self) -> Result<()> {
+        if settings::is_ours() {
+            let mut shim = self.containerd.command(self.bin_dir.join("containerd-shim-bailey-v1"));
+            shim.env("BAILEY_SHIM_CONFIG", self.containerd.shim_config());
+            shim.args(["-namespace", self.containerd.namespace(), "drop-templates"]);
+            text_of(&mut shim, QUICK).context("ending templates")?;
+        }
+        self.before.assert_nothing_left(&self.containerd)
     }
 
     /// Describes a container to be run.
@@ -43,13 +61,14 @@ impl Machine {
 /// Runs a test: makes a machine, lets the test use it, and sees that all went away again.
 pub fn test(body: impl FnOnce(&mut Machine) -> Result<()>) -> Result<()> {
     let mut machine = Machine::start()?;
-    body(&mut machine).with_context(|| format!("containerd logged:\n{}\n", machine.containerd.log_tail()))
+    let done = body(&mut machine).and_then(|()| machine.assert_nothing_left());
+    done.with_context(|| format!("containerd logged:\n{}\n", machine.containerd.log_tail()))
 }
 
 /// Runs a test with an image.
-pub fn test_with(recipe: &Recipe, body: impl FnOnce(&Machine, &Image) -> Result<()>) -> Result<()> {
-    let image = recipe.image()?;
+pub fn test_with(recipe: &Recipe, body: impl FnOnce(&mut Machine, &Image) -> Result<()>) -> Result<()> {
     test(|machine| {
+        let image = recipe.image()?;
         machine.import(&image)?;
         body(machine, &image)
     })

@@ -4,4 +4,9 @@
 //! the other variables are in `bailey_e2e::settings`.
 #![forbid(unsafe_code)]
 
+mod files;
+mod life;
+mod limits;
 mod run;
+mod services;
+mod walls;
