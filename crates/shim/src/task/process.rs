@@ -110,7 +110,8 @@ impl Process {
         self.detach();
     }
 
-    fn detach(&mut self) {
+    /// Stops to carry its streams.
+    pub(super) fn detach(&mut self) {
         for task in self.outputs.drain(..).chain(self.input.take()) {
             task.abort();
         }

@@ -138,5 +138,9 @@ pub(crate) fn drop_all(args: &Args) -> Result<()> {
             _ => {}
         }
     }
-    fs::remove_dir(&folder).context(|| format!("removing {}", folder.display()))
+    match fs::remove_dir(&folder) {
+        // The last keeper was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.context(|| format!("removing {}", folder.display())),
+    }
 }
