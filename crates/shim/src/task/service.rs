@@ -172,9 +172,15 @@ impl Service {
             let outputs =
                 task.outputs.as_ref().ok_or_else(|| Error::new(Kind::State, "the container has ended"))?;
             process.attach(&task.sandbox.guest, outputs)?;
-            let answer = task.sandbox.request(Request::Exec { id: process.id, process: spec }).await?;
-            if let Response::Started { pid } = answer {
-                process.pid = pid;
+            match task.sandbox.request(Request::Exec { id: process.id, process: spec }).await {
+                Ok(Response::Started { pid }) => process.pid = pid,
+                Ok(_) => return Err(Error::internal("the guest answered something else")),
+                Err(error) => {
+                    // The caller waits for the end of its streams before it goes on.
+                    process.detach();
+                    task.sandbox.guest.forget(process.id);
+                    return Err(error);
+                }
             }
         }
         process.started = true;
