@@ -195,9 +195,10 @@ fn held_interfaces() -> BTreeSet<String> {
 /// Files below the shim's state folder, and bundles that containerd still has.
 fn files(containerd: &Containerd) -> Result<Vec<String>> {
     let mut left = Vec::new();
-    let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
+    // The file whose locks are the leases of user ids; a lease ends with its process, which is looked for elsewhere.
+    let leases = containerd.shim_state_dir().join("uids");
     walk(&containerd.shim_state_dir(), &mut |path| {
-        if !path.is_dir() && !is_lock(path) {
+        if !path.is_dir() && path != leases {
             left.push(format!("file {}", path.display()));
         }
         path.is_dir()
