@@ -26,6 +26,10 @@ const QUICK: Duration = Duration::from_secs(30);
 /// Programs that belong to the tests or to containerd and not to a container.
 const EXPECTED: [&str; 5] = ["containerd", "ctr", "nsenter", "script", "cargo"];
 
+/// Files that the shim keeps for all sandboxes of a machine: the one whose locks are the leases of user ids, which end
+/// with the processes that hold them, and the measured speed of the processor's clock.
+const KEPT: [&str; 2] = ["uids", "tsc-khz"];
+
 /// Network interfaces and namespaces as they were, by name.
 pub struct Before {
     interfaces: BTreeSet<String>,
@@ -195,9 +199,9 @@ fn held_interfaces() -> BTreeSet<String> {
 /// Files below the shim's state folder, and bundles that containerd still has.
 fn files(containerd: &Containerd) -> Result<Vec<String>> {
     let mut left = Vec::new();
-    let is_lock = |path: &Path| path.extension().is_some_and(|extension| extension == "lock");
+    let kept = KEPT.map(|name| containerd.shim_state_dir().join(name));
     walk(&containerd.shim_state_dir(), &mut |path| {
-        if !path.is_dir() && !is_lock(path) {
+        if !path.is_dir() && !kept.iter().any(|kept| kept == path) {
             left.push(format!("file {}", path.display()));
         }
         path.is_dir()

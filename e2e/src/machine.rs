@@ -41,15 +41,19 @@ impl Machine {
     }
 
     /// Fails if there is anything that was made for containers, once there are no more containers. Templates, which
-    /// outlive containers on purpose, are told to go.
-    pub fn assert_nothing_left(&self) -> Result<()> {
-        if settings::is_ours() {
-            let mut shim = self.containerd.command(self.bin_dir.join("containerd-shim-bailey-v1"));
-            shim.env("BAILEY_SHIM_CONFIG", self.containerd.shim_config());
-            shim.args(["-namespace", self.containerd.namespace(), "drop-templates"]);
-            text_of(&mut shim, QUICK).context("ending templates")?;
-        }
-        self.before.assert_nothing_left(&self.containerd)
+    /// outlive containers on purpose, are told to go; if that fails, it matters when one is left.
+    fn assert_nothing_left(&self) -> Result<()> {
+        let dropped = if settings::is_ours() { self.drop_templates() } else { Ok(()) };
+        let nothing = self.before.assert_nothing_left(&self.containerd);
+        nothing.with_context(|| format!("ending templates before: {dropped:?}"))
+    }
+
+    /// Ends all templates that our shim keeps.
+    pub fn drop_templates(&self) -> Result<()> {
+        let mut shim = self.containerd.command(self.bin_dir.join("containerd-shim-bailey-v1"));
+        shim.env("BAILEY_SHIM_CONFIG", self.containerd.shim_config());
+        shim.args(["-namespace", self.containerd.namespace(), "drop-templates"]);
+        text_of(&mut shim, QUICK).context("ending templates").map(drop)
     }
 
     /// Describes a container to be run.

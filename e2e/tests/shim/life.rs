@@ -223,6 +223,20 @@ fn a_killed_shim_leaves_nothing() -> Result<()> {
 }
 
 #[test]
+fn templates_end_when_told() -> Result<()> {
+    if !only_ours("runc has no templates") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        // Before there are any, and when there is one.
+        machine.drop_templates()?;
+        machine.run(image).args(&["true"]).output()?.success()?;
+        machine.drop_templates()?;
+        machine.run(image).args(&["true"]).output()?.success().map(drop)
+    })
+}
+
+#[test]
 fn a_container_can_be_deleted_without_being_started() -> Result<()> {
     test_with(&busybox(), |machine, image| {
         let snapshotter = bailey_e2e::settings::snapshotter();

@@ -90,13 +90,12 @@ fn postgresql_stores_and_recovers_from_a_crash() -> Result<()> {
     test_with(&postgresql(), |machine, image| {
         let mut task = machine.run(image).start()?;
         until_success(&mut task, "psql -Atc 'select 1' postgres")?;
-
         sql(&task, "create table t (n int primary key, text text)")?.success()?;
         sql(&task, "insert into t select n, 'row ' || n from generate_series(1, 5000) n")?.success()?;
         assert_eq!(sql(&task, "select count(*), max(text) from t")?.success()?.text(), "5000|row 999\n");
         assert_ne!(sql(&task, "insert into t values (1, 'again')")?.code, 0, "a duplicate key");
         // A crash of one server process makes the others recover from the log.
-        task.sh("kill -9 $(pgrep -f walwriter)")?.success()?;
+        task.exec(&["pkill", "-KILL", "-f", "wal[w]riter"]).output()?.success()?;
         until_success(&mut task, "psql -Atc 'select count(*) from t' postgres | grep 5000")?;
         task.kill("SIGINT")?;
         task.wait()?.success().map(drop)
