@@ -230,11 +230,22 @@ fn clear_environment(command: &mut Command) {
     command.env_clear();
 }
 
-/// Removes the empty cgroups that runtimes name after the namespace; one that is in use stays, and is found.
+/// Removes the cgroups that runtimes name after the namespace, at the top or in a folder of their own. One that has
+/// processes stays.
 fn remove_cgroups(namespace: &str) {
     let hierarchies =
         fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]) {
-        let _ = fs::remove_dir(hierarchy.join(namespace));
+        remove_cgroup(&hierarchy.join(namespace));
+        remove_cgroup(&hierarchy.join("bailey").join(namespace));
     }
+}
+
+fn remove_cgroup(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path());
+        }
+    }
+    let _ = fs::remove_dir(cgroup);
 }

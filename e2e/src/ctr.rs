@@ -254,7 +254,8 @@ impl Task<'_> {
 
     /// Whether it runs or has run; an error if `ctr run` gave up.
     fn has_started(&self) -> Result<bool> {
-        if self.state()?.is_some_and(|state| state != "CREATED") {
+        // containerd says UNKNOWN of a shim that does not answer in time.
+        if self.state()?.is_some_and(|state| ["RUNNING", "STOPPED"].contains(&state.as_str())) {
             return Ok(true);
         }
         if let Some(ctr) = self.ctr.as_ref().filter(|ctr| ctr.has_ended()) {
