@@ -52,6 +52,9 @@ pub(crate) struct Sandbox {
 #[derive(Debug)]
 pub(crate) struct OwnedCgroup(pub(crate) Cgroup);
 
+/// The cgroup above those that have no place of their own: templates and trials. It stays.
+pub(crate) const CGROUP_TOP: &str = "/bailey";
+
 impl OwnedCgroup {
     pub(crate) fn create(cgroup: Cgroup, limits: &Limits) -> Result<OwnedCgroup> {
         let owned = OwnedCgroup(cgroup);
@@ -63,7 +66,7 @@ impl OwnedCgroup {
 
 impl Drop for OwnedCgroup {
     fn drop(&mut self) {
-        if let Err(error) = self.0.remove() {
+        if let Err(error) = self.0.remove_up_to(CGROUP_TOP.as_ref()) {
             tracing::warn!(
                 "{}: {}",
                 error,
@@ -119,7 +122,7 @@ async fn try_kvm(config: &Config) -> Result<bool> {
     let shape = Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes: 128 << 20, vcpus: 1 };
     let lease = lease_uid(config)?;
     let name = format!("kvm-trial-{}", std::process::id());
-    let cgroup = Cgroup::at(&Path::new("/bailey").join(&name)).context(|| "naming a cgroup".into())?;
+    let cgroup = Cgroup::at(&Path::new(CGROUP_TOP).join(&name)).context(|| "naming a cgroup".into())?;
     let cgroup = OwnedCgroup::create(cgroup, &Limits::default())?;
     let uid = lease.uid();
     let launch = Launch {
