@@ -62,8 +62,9 @@ fn shape(config: &Config, id: &str) -> Result<Shape> {
 async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
     let lease = sandbox::lease_uid(config)?;
     let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
-    let cgroup =
-        Cgroup::at(&Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())));
+    let cgroup = Cgroup::at(
+        &Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())),
+    );
     let cgroup = cgroup.context(|| "naming the template's cgroup".into())?;
     let _removed_at_the_end = sandbox::OwnedCgroup::create(
         cgroup.clone(),
