@@ -40,10 +40,7 @@ async fn run(args: &Args, listener: UnixListener) -> Result<()> {
     let (publisher, sending) = Publisher::start(&args.namespace, from_containerd.ttrpc_address);
     let service = Service::new(&args.namespace, &args.id, publisher);
     let listener = Listener::try_from(listener).context(|| "opening the socket".into())?;
-    let mut server = Server::new().add_listener(listener);
-    for name in [TASK_V2, TASK_V3] {
-        server = server.register_service(named(name, &service));
-    }
+    let mut server = server(listener, &service);
     server.start().await.context(|| "serving the task API".into())?;
     // containerd stops its shims by their API; what a service manager sends to all is not for us.
     let mut terminate = signal(SignalKind::terminate()).context(|| "watching for SIGTERM".into())?;
@@ -68,8 +65,51 @@ async fn run(args: &Args, listener: UnixListener) -> Result<()> {
     Ok(())
 }
 
+fn server(listener: Listener, service: &Arc<Service>) -> Server {
+    let server = Server::new().add_listener(listener);
+    [TASK_V2, TASK_V3].into_iter().fold(server, |server, name| server.register_service(named(name, service)))
+}
+
 /// The service under one of its names.
 fn named(name: &str, service: &Arc<Service>) -> HashMap<String, TtrpcService> {
     let methods = create_task(Arc::new(Endpoint(Arc::clone(service))));
     methods.into_values().map(|methods| (name.to_owned(), methods)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_shim_protos::ttrpc::r#async::Client;
+    use containerd_shim_protos::ttrpc::{Error, Request};
+
+    use super::*;
+
+    /// What a request for a task that is not there comes to, under a service's name.
+    async fn ask(client: &Client, service: &str) -> String {
+        let request = Request {
+            service: service.to_owned(),
+            method: "Connect".to_owned(),
+            timeout_nano: 5_000_000_000,
+            ..Request::default()
+        };
+        match client.request(request).await {
+            Err(Error::RpcStatus(status)) => status.message().to_owned(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn both_versions_of_the_task_api_are_served() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let (publisher, _sending) = Publisher::start("namespace", None);
+        let service = Service::new("namespace", "id", publisher);
+        let listener = Listener::try_from(UnixListener::bind(&path).unwrap()).unwrap();
+        let mut server = server(listener, &service);
+        server.start().await.unwrap();
+        let client = Client::connect(&format!("unix://{}", path.display())).await.unwrap();
+        for name in [TASK_V2, TASK_V3] {
+            assert_eq!(ask(&client, name).await, "the task is not created, or deleted");
+        }
+        assert!(ask(&client, "containerd.task.v9.Task").await.contains("does not exist"));
+    }
 }

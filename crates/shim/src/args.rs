@@ -18,6 +18,8 @@ pub(crate) enum Action {
     KeepTemplate,
     /// End the templates of a namespace.
     DropTemplates,
+    /// Tell containerd what this runtime is.
+    Info,
     Version,
 }
 
@@ -59,7 +61,8 @@ impl Args {
                 flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value)));
             match name {
                 "debug" => args.debug = inline != Some("false"),
-                "v" | "version" | "info" => action = Some(Action::Version),
+                "v" | "version" => action = Some(Action::Version),
+                "info" => action = Some(Action::Info),
                 "namespace" | "id" | "address" | "bundle" | "publish-binary" | "socket" => {
                     let value = match inline {
                         Some(value) => value.to_owned(),

@@ -1,5 +1,7 @@
 //! The short-lived ways to call the shim: `start`, `delete`, `-version`.
 
+mod container_class;
+
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -12,6 +14,7 @@ use std::process::{Command, Stdio};
 use bailey_host::cgroup::Cgroup;
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use sha2::{Digest, Sha256};
 
 use crate::args::Args;
@@ -46,14 +49,13 @@ pub(crate) fn start(args: &Args) -> Result<()> {
     let pid = serve(args, &listener)?;
     fs::write("shim.pid", pid.to_string()).context(|| "writing shim.pid in the bundle".into())?;
     let mut out = io::stdout();
-    out.write_all(reply(&address).as_bytes())
-        .and_then(|()| out.flush())
-        .context(|| "telling the address".into())
+    let reply = reply(FromContainerd::read().newest_api, &address);
+    out.write_all(reply.as_bytes()).and_then(|()| out.flush()).context(|| "telling the address".into())
 }
 
 /// What containerd expects to read: the bare address up to 1.6, more after that.
-fn reply(address: &str) -> String {
-    match FromContainerd::read().newest_api {
+fn reply(newest_api: Option<u32>, address: &str) -> String {
+    match newest_api {
         None => address.to_owned(),
         Some(newest) => {
             let version = newest.min(NEWEST_API);
@@ -137,10 +139,37 @@ pub(crate) fn delete(args: &Args) -> Result<()> {
     io::stdout().write_all(&bytes).context(|| "answering".into())
 }
 
+/// Tells containerd 2 what this runtime is, in its own encoding. It hands options over, none of which matter here.
+pub(crate) fn info() -> Result<()> {
+    let version =
+        RuntimeVersion { version: env!("CARGO_PKG_VERSION").to_owned(), ..RuntimeVersion::default() };
+    let info = RuntimeInfo {
+        name: "io.containerd.bailey.v1".to_owned(),
+        version: MessageField::some(version),
+        ..RuntimeInfo::default()
+    };
+    let bytes = info.write_to_bytes().context(|| "writing what this runtime is".into())?;
+    io::stdout().write_all(&bytes).context(|| "telling what this runtime is".into())
+}
+
 /// Prints the version.
 pub(crate) fn version() -> Result<()> {
     let line = format!("containerd-shim-bailey-v1 {}\n", env!("CARGO_PKG_VERSION"));
     io::stdout().write_all(line.as_bytes()).context(|| "printing".into())
 }
 
-mod container_class;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_containerd_is_answered_in_its_own_way() {
+        // 1.6 reads the bare address; 1.7 asks for at most version 2, and 2.x for 3.
+        assert_eq!(reply(None, "unix:///s"), "unix:///s");
+        for (newest, version) in [(2, 2), (3, 3), (9, 3)] {
+            let reply: serde_json::Value = serde_json::from_str(&reply(Some(newest), "unix:///s")).unwrap();
+            let wanted = serde_json::json!({"version": version, "address": "unix:///s", "protocol": "ttrpc"});
+            assert_eq!(reply, wanted);
+        }
+    }
+}

@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Action::Serve => app::serve(&args),
         Action::KeepTemplate => template::keep(&args),
         Action::DropTemplates => template::drop_all(&args),
+        Action::Info => commands::info(),
         Action::Version => commands::version(),
     });
     match result {

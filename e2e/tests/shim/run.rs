@@ -3,7 +3,7 @@
 use anyhow::Result;
 use bailey_e2e::images::busybox;
 use bailey_e2e::machine::test_with;
-use bailey_e2e::settings::is_ours;
+use bailey_e2e::settings::{is_ours, only_ours};
 
 #[test]
 fn output_goes_to_its_own_stream() -> Result<()> {
@@ -122,6 +122,25 @@ fn terminal() -> Result<()> {
         assert!(text.contains("/dev/"), "{text:?}");
         let without = machine.run(image).sh("test -t 1").output()?;
         assert_eq!(without.code, 1);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_small_init_reaps_and_passes_signals_on() -> Result<()> {
+    if !only_ours("the annotation is ours") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let output =
+            machine.run(image).annotation("dev.bailey.init", "true").sh("echo $$").output()?.success()?;
+        assert_eq!(output.text(), "2\n", "the workload is not the first process");
+        let output = machine.run(image).annotation("dev.bailey.init", "true").sh("exit 7").output()?;
+        assert_eq!(output.code, 7);
+        // Orphans come to the init, and leave no zombies.
+        let script = "(sleep 0.1 &) ; sleep 0.5; ps -o stat | grep -c Z";
+        let output = machine.run(image).annotation("dev.bailey.init", "true").sh(script).output()?;
+        assert_eq!(output.text(), "0\n");
         Ok(())
     })
 }
