@@ -1,6 +1,7 @@
 //! What a sandbox keeps apart: the host from the workload, and sandboxes from each other (A2, A4, A5, A7).
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use bailey_e2e::images::{busybox, with_program};
@@ -172,6 +173,61 @@ fn a_privileged_container_owns_its_machine_and_no_other() -> Result<()> {
         }
         let after = fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host's name")?;
         assert_eq!(host_name, after);
+        Ok(())
+    })
+}
+
+/// What a workload says to its disk, and what nobody but its own VM may ever read.
+const CANARY: &str = "canary-4f1d7a0be2";
+
+#[test]
+fn what_is_written_is_noise_on_the_hosts_disk() -> Result<()> {
+    if !only_ours("runc writes to the host's own filesystem") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        // A small disk: all of it is read below.
+        let script = format!("yes {CANARY} | head -c 8388608 >/file; sync; echo written; sleep 600");
+        let mut task = machine.run(image).annotation("dev.bailey.scratch", "32MiB").sh(&script).start()?;
+        task.wait_for("written")?;
+        let vmm = task.pid()?.context("the task has no process")?;
+        let disk = scratch_disk(&vmm)?;
+        let bytes = fs::read(&disk).with_context(|| format!("reading {}", disk.display()))?;
+        let written = bytes.chunks(4096).filter(|block| block.iter().any(|byte| *byte != 0)).count();
+        assert!(written >= 2048, "only {written} blocks have reached the disk");
+        let canary = CANARY.as_bytes();
+        assert!(
+            !bytes.windows(canary.len()).any(|window| window == canary),
+            "the text is there in the clear"
+        );
+        assert!(fs::read_link(&disk)?.to_string_lossy().ends_with("(deleted)"), "the disk has a name");
+        task.kill("KILL")?;
+        task.wait().map(drop)
+    })
+}
+
+/// The disk that a VMM writes to: an open file of the shim's cache without a name.
+fn scratch_disk(vmm: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir(format!("/proc/{vmm}/fd")).context("listing the VMM's files")? {
+        let path = entry?.path();
+        let target = fs::read_link(&path)?;
+        if target.to_string_lossy().contains("/cache/") && target.to_string_lossy().ends_with("(deleted)") {
+            return Ok(path);
+        }
+    }
+    anyhow::bail!("the VMM {vmm} has no scratch disk open")
+}
+
+#[test]
+fn no_module_is_loaded_after_boot() -> Result<()> {
+    if !only_ours("the host's kernel may load modules") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let script = "cat /proc/sys/kernel/modules_disabled && echo 0 >/proc/sys/kernel/modules_disabled";
+        let output = machine.run(image).flag("--privileged").sh(script).output()?;
+        assert_eq!(output.text(), "1\n");
+        assert_ne!(output.code, 0, "it was switched back");
         Ok(())
     })
 }
