@@ -66,6 +66,11 @@ impl Api {
         Api { stream: Some(stream) }
     }
 
+    /// Whether an answer failed to come, so that there will be no more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.stream.is_none()
+    }
+
     /// Makes a request, and gives the body of the answer.
     pub(super) async fn ask(&mut self, request: &Request, patience: Duration) -> Result<Vec<u8>> {
         let failed = |error: Error| {

@@ -56,6 +56,9 @@ const LAST_LINES: usize = 5;
 const ANSWER: Duration = Duration::from_secs(10);
 const WHOLE_VM: Duration = Duration::from_secs(120);
 
+/// How long one that has broken off its API may take to end.
+const ENDING: Duration = Duration::from_millis(200);
+
 pub(crate) struct Firecracker {
     program: PathBuf,
     jailer: PathBuf,
@@ -276,8 +279,21 @@ impl Vm {
         } else {
             self.answer_timeout
         };
-        let asked = api.lock().await.ask(request, patience).await;
+        let mut api = api.lock().await;
+        let asked = api.ask(request, patience).await;
+        if api.is_lost() {
+            // It may just be ending, and say why. If it is not, it has had its time.
+            let _runs = timeout(ENDING, self.last_heard()).await;
+        }
         asked.map(drop).map_err(|error| self.blame(error))
+    }
+
+    /// Waits until Firecracker has ended and all that it said was read; gives how it ended.
+    async fn last_heard(&self) -> String {
+        let end = self.parent.ended().await;
+        self.complaints.drained().await;
+        self.console.drained().await;
+        end
     }
 
     /// Waits for something, but not for too long, and not for a Firecracker that has ended.
@@ -292,7 +308,7 @@ impl Vm {
                 let text = format!("nothing has come for {} s", patience.as_secs_f32());
                 Err(Error::new(Kind::Unavailable, text))
             }),
-            end = self.parent.ended() => Err(Error::new(Kind::Unavailable, end)),
+            end = self.last_heard() => Err(Error::new(Kind::Unavailable, end)),
         };
         outcome.map_err(|error| self.blame(Error::new(error.kind(), doing).because(error)))
     }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use self::jailer::Arguments;
+use super::parent::tests::exit;
 
 /// How the false Firecracker misbehaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub(super) enum Mode {
     NoKvm,
     /// It refuses the scratch disk.
     Refuses,
+    /// It crashes at `/boot-source`, with a word why.
+    Crashes,
     /// From `/boot-source` on it never answers,
     Silent,
     /// or closes the connection,
@@ -50,7 +53,7 @@ pub(super) enum Mode {
     Link,
 }
 
-const MODES: [Mode; 15] = [
+const MODES: [Mode; 16] = [
     Mode::Good,
     Mode::Jailer,
     Mode::Dies,
@@ -58,6 +61,7 @@ const MODES: [Mode; 15] = [
     Mode::Old,
     Mode::NoKvm,
     Mode::Refuses,
+    Mode::Crashes,
     Mode::Silent,
     Mode::Closes,
     Mode::Garbage,
@@ -122,14 +126,13 @@ fn entry() {
     let mode = MODES.into_iter().find(|known| format!("{known:?}") == mode).unwrap();
     let trap = Path::new(&log).with_file_name(TRAP);
     let log = Log(Mutex::new(File::options().append(true).open(log).unwrap()));
-    let code = match jail(mode, words, &log) {
+    match jail(mode, words, &log) {
         Ok(extra) => server::run(mode, &extra, log, &trap),
         Err(error) => {
             writeln!(std::io::stderr(), "Jailer error: {error}").unwrap();
-            1
+            exit(1);
         }
-    };
-    std::process::exit(code);
+    }
 }
 
 fn jail(mode: Mode, words: impl Iterator<Item = String>, log: &Log) -> Result<Vec<String>, String> {

@@ -42,26 +42,26 @@ struct Server<'a> {
     vm: Vm,
 }
 
-/// Serves until it is killed; gives the exit code when it ends by itself.
-pub(super) fn run(mode: Mode, arguments: &[String], log: Log, trap: &Path) -> i32 {
+/// Serves until it is killed.
+pub(super) fn run(mode: Mode, arguments: &[String], log: Log, trap: &Path) -> ! {
     let known = ["--api-sock", "--level"];
     if arguments.chunks(2).any(|pair| pair.len() != 2 || !known.contains(&pair[0].as_str())) {
         log.add(&format!("unknown arguments {arguments:?}"));
-        return 153;
+        std::process::abort();
     }
     match mode {
-        Mode::Dies => return 3,
+        Mode::Dies => std::process::abort(),
         Mode::Deaf => thread::sleep(Duration::from_secs(3600)),
         _ => {}
     }
     let socket = arguments.chunks(2).find(|pair| pair[0] == "--api-sock").map(|pair| pair[1].clone());
     let listener = UnixListener::bind(socket.unwrap_or_else(|| "/run/firecracker.socket".into())).unwrap();
     let mut server = Server { mode, log, trap, vm: Vm::default() };
-    for stream in listener.incoming().flatten() {
+    loop {
+        let (stream, _) = listener.accept().unwrap();
         // The other end going away is no failure.
         let _gone = server.connection(stream);
     }
-    0
 }
 
 /// One request, as far as it matters.
@@ -121,6 +121,10 @@ impl Server<'_> {
 
     fn misbehave(&self, stream: &mut UnixStream) -> io::Result<bool> {
         match self.mode {
+            Mode::Crashes => {
+                say("Shutting down VM after intercepting a bad syscall");
+                std::process::abort();
+            }
             Mode::Silent => thread::sleep(Duration::from_secs(3600)),
             Mode::Closes => {}
             Mode::Garbage => stream.write_all(b"\x00\x01\x02 what is HTTP?\r\n\r\n")?,
@@ -168,7 +172,7 @@ impl Server<'_> {
         if self.mode == Mode::NoKvm {
             return Err("Start microvm error: Error creating KVM object: No such file (os error 2)".into());
         }
-        println_like_a_kernel("the false guest boots");
+        say("the false guest boots");
         self.vm.started = true;
         match self.mode {
             Mode::Never => {}
@@ -271,8 +275,8 @@ impl Server<'_> {
     }
 }
 
-/// The serial console is standard output.
-fn println_like_a_kernel(line: &str) {
+/// The guest's serial console is standard output, and so is Firecracker's log.
+fn say(line: &str) {
     // Nobody may be listening.
     let _lost = writeln!(io::stdout(), "{line}");
 }
