@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod guest_image;
+mod guest_kernel;
 mod tool;
 
 use std::path::PathBuf;
@@ -26,10 +27,22 @@ enum Chore {
         #[arg(long)]
         if_missing: bool,
     },
+    /// Build our own minimal kernel for microVMs from the distribution's sources, and the image with it
+    GuestKernel {
+        /// Where to put it [default: as for guest-image]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// Build it twice, in two folders, and fail unless both came out the same
+        #[arg(long)]
+        check_reproducible: bool,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
         Chore::GuestImage { out, if_missing } => guest_image::make(&tool::guest_dir(out)?, if_missing),
+        Chore::GuestKernel { out, check_reproducible } => {
+            guest_kernel::make(&tool::guest_dir(out)?, check_reproducible)
+        }
     }
 }

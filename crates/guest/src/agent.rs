@@ -13,9 +13,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::channel::{Channel, Got};
 use crate::container::{self, Waiting};
+use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
 use crate::process::{Process, Step};
-use crate::{cgroup, disk, identity, sys};
+use crate::{cgroup, identity, sys};
 
 /// What an event is about: a stream's channel number, shifted to leave room for these.
 const TOKEN_HOST: u64 = 0;
@@ -25,6 +26,7 @@ const TOKEN_STREAMS: u64 = 16;
 
 pub(crate) struct Agent {
     channel: Channel,
+    disks: Disks,
     epoll: Epoll,
     children: SignalFd,
     processes: BTreeMap<ProcessId, Process>,
@@ -59,6 +61,7 @@ impl Agent {
         watch(&epoll, children.as_fd(), TOKEN_CHILD, EpollFlags::EPOLLIN)?;
         let mut agent = Agent {
             channel,
+            disks: Disks::prepare()?,
             epoll,
             children,
             processes: BTreeMap::new(),
@@ -165,7 +168,7 @@ impl Agent {
                     return Err(Error::state("setting up the sandbox", "it is set up already"));
                 }
                 identity::assume(&setup)?;
-                disk::mount_root(&setup.root, &setup.scratch)?;
+                self.disks.mount_root(&setup.root, &setup.scratch)?;
                 self.stage = Stage::SetUp;
                 Ok(Response::Done)
             }
@@ -285,10 +288,8 @@ impl Agent {
     }
 
     fn report_oom(&mut self) {
-        if self.memory_events.is_none() {
-            return;
-        }
-        let kills = cgroup::oom_kills();
+        let Some(memory_events) = &self.memory_events else { return };
+        let kills = cgroup::oom_kills(memory_events);
         if kills > self.oom_kills {
             self.channel.send(&FromGuest::OutOfMemory);
         }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use bailey_types::guest::message::Stats;
@@ -63,9 +63,12 @@ fn write(group: &str, file: &str, value: &str) -> Result<()> {
     fs::write(&path, value).context(|| format!("setting {file} of the container to {value}"))
 }
 
-/// How often the kernel has killed for want of memory.
-pub(crate) fn oom_kills() -> u64 {
-    field(&read("memory.events"), "oom_kill")
+/// How often the kernel has killed for want of memory. Reads the file that is watched: only reading it through
+/// that descriptor ends its being ready.
+pub(crate) fn oom_kills(memory_events: &File) -> u64 {
+    let mut text = [0; 1024];
+    let count = memory_events.read_at(&mut text, 0).unwrap_or(0);
+    field(&String::from_utf8_lossy(&text[..count]), "oom_kill")
 }
 
 /// The processes of the container, numbered as the VM's first pid namespace does.

@@ -20,6 +20,9 @@ const V1: [&str; 6] = ["memory", "cpu", "cpuacct", "pids", "blkio", "freezer"];
 /// v2 controllers that we use, when they are there.
 const V2: [&str; 4] = ["memory", "cpu", "pids", "io"];
 
+/// How often making a folder is tried while others remove empty ones above it.
+const CREATE_TRIES: u32 = 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The path would lead out of the cgroup tree.
@@ -120,13 +123,23 @@ impl Cgroup {
     /// # Errors
     /// When a folder cannot be made.
     pub fn create(&self) -> Result<(), CgroupError> {
-        for folder in &self.folders {
-            if self.version == Version::V2 {
-                delegate(folder)?;
+        self.folders.iter().try_for_each(|folder| {
+            for _ in 0..CREATE_TRIES {
+                match self.create_folder(folder) {
+                    // Another one has just removed an empty folder above.
+                    Err(CgroupError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    other => return other,
+                }
             }
-            fs::create_dir_all(folder).map_err(failed("make", folder))?;
+            self.create_folder(folder)
+        })
+    }
+
+    fn create_folder(&self, folder: &Path) -> Result<(), CgroupError> {
+        if self.version == Version::V2 {
+            delegate(folder)?;
         }
-        Ok(())
+        fs::create_dir_all(folder).map_err(failed("make", folder))
     }
 
     /// Puts a process into the cgroup.
@@ -211,6 +224,24 @@ impl Cgroup {
     /// When a process stays in it.
     pub fn remove(&self) -> Result<(), CgroupError> {
         self.folders.iter().try_for_each(|folder| remove_folder(folder))
+    }
+
+    /// Removes the cgroup as [`Cgroup::remove`] does, then those above it that are empty, up to and without `top`
+    /// (a path below the root of the tree).
+    ///
+    /// # Errors
+    /// When a process stays in the cgroup itself. That another one above it is in use is none.
+    pub fn remove_up_to(&self, top: &Path) -> Result<(), CgroupError> {
+        self.remove()?;
+        let top = top.strip_prefix("/").unwrap_or(top);
+        for folder in &self.folders {
+            for above in folder.ancestors().skip(1).take_while(|above| !above.ends_with(top)) {
+                if fs::remove_dir(above).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn folder(&self, controller: &str) -> &Path {
@@ -306,9 +337,8 @@ mod tests {
         assert_eq!(group.usage().pids, 1);
         child.kill().unwrap();
         child.wait().unwrap();
-        group.remove().unwrap();
+        group.remove_up_to("/no-such-top".as_ref()).unwrap();
         let parent = Cgroup::at(format!("/bailey-test-{}", std::process::id()).as_ref()).unwrap();
-        parent.remove().unwrap();
         assert!(parent.folders.iter().all(|folder| !folder.exists()));
     }
 }

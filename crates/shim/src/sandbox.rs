@@ -4,7 +4,7 @@
 //! host has it for as short as possible; what has none cannot be left behind.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bailey_host::cgroup::{Cgroup, Limits};
 use bailey_host::jail::uid::{self, UidLease};
@@ -53,6 +53,9 @@ pub(crate) struct Sandbox {
 #[derive(Debug)]
 pub(crate) struct OwnedCgroup(pub(crate) Cgroup);
 
+/// The cgroup above those that have no place of their own: templates and trials. It stays.
+pub(crate) const CGROUP_TOP: &str = "/bailey";
+
 impl OwnedCgroup {
     pub(crate) fn create(cgroup: Cgroup, limits: &Limits) -> Result<OwnedCgroup> {
         let owned = OwnedCgroup(cgroup);
@@ -64,7 +67,7 @@ impl OwnedCgroup {
 
 impl Drop for OwnedCgroup {
     fn drop(&mut self) {
-        if let Err(error) = self.0.remove() {
+        if let Err(error) = self.0.remove_up_to(CGROUP_TOP.as_ref()) {
             tracing::warn!(
                 "{}: {}",
                 error,
@@ -85,7 +88,7 @@ pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
     if config.vmm == VmmChoice::Firecracker {
         return firecracker(config);
     }
-    let tcg = || Accel::Tcg { tsc_khz: tsc::measure_khz() };
+    let tcg = || Accel::Tcg { tsc_khz: tsc_khz(&config.state_dir) };
     let accel = match config.accel {
         AccelChoice::Kvm => Accel::Kvm,
         AccelChoice::Tcg => tcg(),
@@ -111,13 +114,26 @@ fn firecracker(config: &Config) -> Result<Box<dyn Driver>> {
     Ok(Box::new(Firecracker::new(config)?))
 }
 
+/// The rate of the host's time-stamp counter, measured once for each boot of the machine.
+fn tsc_khz(state: &Path) -> u64 {
+    let kept = state.join("tsc-khz");
+    if let Some(khz) = std::fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok()) {
+        return khz;
+    }
+    let khz = tsc::measure_khz();
+    if let Err(error) = std::fs::write(&kept, khz.to_string()) {
+        tracing::warn!("keeping the rate of the time-stamp counter in {}: {error}", kept.display());
+    }
+    khz
+}
+
 /// Boots a guest on KVM, to see whether it comes up.
 async fn try_kvm(config: &Config) -> Result<bool> {
     let driver = Qemu::new(&config.qemu, &config.cache_dir, Accel::Kvm);
     let shape = Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes: 128 << 20, vcpus: 1 };
     let lease = lease_uid(config)?;
     let name = format!("kvm-trial-{}", std::process::id());
-    let cgroup = Cgroup::at(&Path::new("/bailey").join(&name)).context(|| "naming a cgroup".into())?;
+    let cgroup = Cgroup::at(&Path::new(CGROUP_TOP).join(&name)).context(|| "naming a cgroup".into())?;
     let cgroup = OwnedCgroup::create(cgroup, &Limits::default())?;
     let uid = lease.uid();
     let launch = Launch {
@@ -186,6 +202,7 @@ impl Sandbox {
         plan: &Plan,
         image: Image,
     ) -> Result<(Sandbox, mpsc::Receiver<Event>)> {
+        let begun = Instant::now();
         let driver = driver(config).await?;
         let class = class(plan.memory_bytes.unwrap_or(config.memory_bytes));
         let memory_bytes = (class + GUEST_FIXED + class / GUEST_PART).next_multiple_of(1 << 20);
@@ -204,6 +221,7 @@ impl Sandbox {
             Start::Warm => warm(config, namespace, &*driver, &shape).await,
         };
         let cold = matches!(origin, Origin::Boot);
+        tracing::debug!("prepared after {:?}, cold: {cold}", begun.elapsed());
         let disks = Some(Disks { root: image.file, scratch, io: plan.annotations.io });
         let uid = lease.uid();
         let launch =
@@ -213,6 +231,7 @@ impl Sandbox {
         if cold {
             until_ready(config, &guest, &*machine).await?;
         }
+        tracing::debug!("a VM runs after {:?}", begun.elapsed());
         let mut entropy = [0; 32];
         getrandom(&mut entropy)?;
         let setup = Setup {
@@ -223,6 +242,7 @@ impl Sandbox {
             scratch: filesystem,
         };
         with_machine(&*machine, guest.command(Request::Setup(Box::new(setup)))).await?;
+        tracing::debug!("set up after {:?}", begun.elapsed());
         let sandbox = Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease };
         Ok((sandbox, events))
     }

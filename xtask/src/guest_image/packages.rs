@@ -82,6 +82,12 @@ impl Apt {
         self.with_fresh_lists(|apt| apt.chain(distribution.meta, distribution.prefixes))
     }
 
+    /// The package that a meta package stands for, e.g. linux-source-6.1 for linux-source.
+    pub(crate) fn newest(&mut self, meta: &str, prefix: &str) -> Result<Package> {
+        let packages = self.with_fresh_lists(|apt| apt.chain(meta, &[prefix]))?;
+        packages.into_iter().next().ok_or_else(|| anyhow!("resolving {meta}: apt names no package"))
+    }
+
     /// Follows dependencies from a meta package: one package for each prefix, each found from the one before.
     fn chain(&self, meta: &str, prefixes: &[&str]) -> Result<Vec<Package>> {
         let mut packages: Vec<Package> = Vec::new();
@@ -122,8 +128,8 @@ impl Apt {
         if deb.exists() {
             return Ok(deb);
         }
+        forget_older(&folder, package)?;
         let partial = folder.join("partial");
-        tool::remove_dir(&partial)?;
         fs::create_dir_all(&partial).with_context(|| format!("creating {}", partial.display()))?;
         tool::say(format_args!("downloading {} {}", package.name, package.version));
         self.with_fresh_lists(|apt| {
@@ -139,6 +145,20 @@ impl Apt {
         tool::remove_dir(&partial)?;
         Ok(deb)
     }
+}
+
+/// Removes what was downloaded before of the same kind (linux-image-…, linux-source-…), and what was half downloaded.
+fn forget_older(folder: &Path, package: &Package) -> Result<()> {
+    let kind = package.name.split(|c: char| c.is_ascii_digit()).next().unwrap_or(&package.name);
+    tool::remove_dir(&folder.join("partial"))?;
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for entry in entries {
+        let path = entry.with_context(|| format!("listing {}", folder.display()))?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(kind)) {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 fn option(name: &str, folder: &Path) -> std::ffi::OsString {
@@ -178,6 +198,18 @@ mod tests {
             "linux-image-virtual\n  Depends: wireless-regdb\n |Depends: linux-image-6.8.0-1-generic\n";
         assert_eq!(dependency(depends, "linux-image-"), Some("linux-image-6.8.0-1-generic"));
         assert_eq!(dependency(depends, "linux-modules-"), None);
+    }
+
+    #[test]
+    fn older_downloads_of_the_same_kind_go() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["linux-image-6.1.0-1_1.deb", "linux-source-6.1_1.deb"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        let package = Package { name: "linux-image-6.1.0-2".into(), version: "2".into() };
+        forget_older(folder.path(), &package).unwrap();
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["linux-source-6.1_1.deb"]);
     }
 
     #[test]

@@ -130,10 +130,15 @@ fn last_capability() -> Result<u32> {
 }
 
 /// The program's path: as it is when it names a folder, else looked for as a shell does.
-fn find_program(spec: &Process) -> Result<String> {
+pub(crate) fn find_program(spec: &Process) -> Result<String> {
     let name = spec.args.first().filter(|name| !name.is_empty());
     let name = name.ok_or_else(|| Error::invalid("looking for the program", "there is no command"))?;
     if name.contains('/') {
+        let path = Path::new(&spec.cwd).join(name);
+        let there = path.metadata().map_err(|cause| Error::invalid(format!("exec: \"{name}\""), cause))?;
+        if there.is_dir() {
+            return Err(Error::invalid(format!("exec: \"{name}\""), "it is a folder"));
+        }
         return Ok(name.clone());
     }
     let path = spec.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);

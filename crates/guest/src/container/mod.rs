@@ -81,6 +81,8 @@ fn in_new_container(spec: &Container, pipes: Pipes, sync: &OwnedFd) -> Result<()
     }
     root::seal(spec)?;
     launch::make_working_directory(&spec.process)?;
+    // What can never run is said now, while nothing has been started.
+    launch::find_program(&spec.process)?;
     say(sync, &Ok(()));
     let mut byte = [0; 1];
     match recv(sync.as_raw_fd(), &mut byte, MsgFlags::empty()) {

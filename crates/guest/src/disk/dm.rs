@@ -21,12 +21,20 @@ const SECURE_DATA: u32 = 1 << 15;
 const DEV_CREATE: u32 = 0xc138_fd03;
 const DEV_SUSPEND: u32 = 0xc138_fd06;
 const TABLE_LOAD: u32 = 0xc138_fd09;
+const TABLE_CLEAR: u32 = 0xc138_fd0a;
 
 /// One target that fills a whole mapped device.
 pub(super) struct Target {
     pub kind: &'static str,
     pub sectors: u64,
     pub parameters: String,
+}
+
+/// A mapped device.
+pub(super) struct Device {
+    name: &'static str,
+    /// Its node.
+    pub(super) path: PathBuf,
 }
 
 pub(super) struct Control(File);
@@ -39,15 +47,26 @@ impl Control {
         file.map(Control).context(|| format!("opening {path}"))
     }
 
-    /// Makes the mapped device `name` and gives its path.
-    pub(super) fn create(&self, name: &str, target: &Target, readonly: bool) -> Result<PathBuf> {
-        let flags = if readonly { READONLY } else { 0 };
+    /// Makes the mapped device `name`, of which nothing can be read or written yet.
+    pub(crate) fn create(&self, name: &'static str) -> Result<Device> {
         let answer = self.call(DEV_CREATE, "creating", name, 0, None)?;
-        self.call(TABLE_LOAD, "loading the table of", name, flags | SECURE_DATA, Some(target))?;
+        let path = PathBuf::from(format!("/dev/dm-{}", device_minor(&answer)));
+        Ok(Device { name, path })
+    }
+
+    /// Makes the device what `target` says.
+    pub(crate) fn start(&self, device: &Device, target: &Target, readonly: bool) -> Result<()> {
+        let flags = if readonly { READONLY } else { 0 };
+        self.call(TABLE_LOAD, "loading the table of", device.name, flags | SECURE_DATA, Some(target))?;
         // Resuming (suspending, with the flag off) is what makes the loaded table live.
-        self.call(DEV_SUSPEND, "starting", name, flags, None)?;
-        let minor = device_minor(&answer);
-        Ok(PathBuf::from(format!("/dev/dm-{minor}")))
+        self.call(DEV_SUSPEND, "starting", device.name, flags, None).map(drop)
+    }
+
+    /// Loads a table and throws it away, so that whatever the kernel sets up for the first of its kind is there.
+    pub(crate) fn rehearse(&self, device: &Device, target: &Target, readonly: bool) -> Result<()> {
+        let flags = if readonly { READONLY } else { 0 };
+        self.call(TABLE_LOAD, "rehearsing the table of", device.name, flags | SECURE_DATA, Some(target))?;
+        self.call(TABLE_CLEAR, "clearing the table of", device.name, 0, None).map(drop)
     }
 
     fn call(

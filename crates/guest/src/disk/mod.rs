@@ -8,7 +8,7 @@ mod dm;
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bailey_types::guest::spec::{RootDisk, Scratch};
 use nix::mount::{MsFlags, mount};
@@ -18,30 +18,56 @@ use crate::error::{Context, Error, Result};
 const SECTOR: u64 = 512;
 const BLOCK: u64 = 4096;
 
+/// Zeros that are written at once, in bytes.
+const ZEROS_MAX: usize = 64 * 1024;
+
 /// Where the image's files and the scratch disk are, before they become one root.
 pub(crate) const LOWER: &str = "/run/lower";
 pub(crate) const SCRATCH: &str = "/run/scratch";
 /// The container's root filesystem.
 pub(crate) const ROOT: &str = "/run/root";
 
-/// Mounts both disks and the overlay of one on the other at [`ROOT`].
-pub(crate) fn mount_root(root: &RootDisk, scratch: &Scratch) -> Result<()> {
-    let (image, writable) = find()?;
-    let control = dm::Control::open()?;
-    let lower = control.create("root", &verity(&image, root)?, true)?;
-    mount_at(&lower, LOWER, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, "")?;
+/// The VM's disks before they are anybody's: found, and as far prepared as can be without knowing what is on them.
+/// A template has all of this done, once for all of its clones.
+pub(crate) struct Disks {
+    control: dm::Control,
+    image: Disk,
+    scratch: Disk,
+    lower: dm::Device,
+    upper: dm::Device,
+}
 
-    let upper = control.create("scratch", &crypt(&writable, scratch)?, false)?;
-    write_filesystem(&upper, scratch)?;
-    // Nothing of it outlives the VM, so nothing has to reach the disk in any order.
-    mount_at(&upper, SCRATCH, "ext4", MsFlags::MS_NODEV | MsFlags::MS_NOATIME, "nobarrier,noinit_itable")?;
-    let (upper, work) = (Path::new(SCRATCH).join("upper"), Path::new(SCRATCH).join("work"));
-    for folder in [&upper, &work] {
-        fs::create_dir(folder).context(|| format!("making {}", folder.display()))?;
+impl Disks {
+    /// Finds the disks and makes their mapped devices.
+    pub(crate) fn prepare() -> Result<Disks> {
+        let (image, scratch) = find()?;
+        let control = dm::Control::open()?;
+        let (lower, upper) = (control.create("root")?, control.create("scratch")?);
+        let disks = Disks { control, image, scratch, lower, upper };
+        let nothing = RootDisk { data_blocks: 1, root_hash: [0; 32], salt: [0; 32] };
+        disks.control.rehearse(&disks.lower, &verity(&disks.image, &nothing)?, true)?;
+        let nothing = Scratch { bytes: BLOCK, filesystem: Vec::new() };
+        disks.control.rehearse(&disks.upper, &crypt(&disks.scratch, &nothing)?, false)?;
+        Ok(disks)
     }
-    let options =
-        format!("lowerdir={LOWER},upperdir={},workdir={},volatile", upper.display(), work.display());
-    mount_at(Path::new("overlay"), ROOT, "overlay", MsFlags::empty(), &options)
+
+    /// Mounts both disks and the overlay of one on the other at [`ROOT`].
+    pub(crate) fn mount_root(&self, root: &RootDisk, scratch: &Scratch) -> Result<()> {
+        self.control.start(&self.lower, &verity(&self.image, root)?, true)?;
+        mount_at(&self.lower.path, LOWER, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, "")?;
+        self.control.start(&self.upper, &crypt(&self.scratch, scratch)?, false)?;
+        write_filesystem(&self.upper.path, scratch)?;
+        // Nothing of it outlives the VM, so nothing has to reach the disk in any order.
+        let flags = MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
+        mount_at(&self.upper.path, SCRATCH, "ext4", flags, "nobarrier,noinit_itable")?;
+        let (upper, work) = (Path::new(SCRATCH).join("upper"), Path::new(SCRATCH).join("work"));
+        for folder in [&upper, &work] {
+            fs::create_dir(folder).context(|| format!("making {}", folder.display()))?;
+        }
+        let options =
+            format!("lowerdir={LOWER},upperdir={},workdir={},volatile", upper.display(), work.display());
+        mount_at(Path::new("overlay"), ROOT, "overlay", MsFlags::empty(), &options)
+    }
 }
 
 fn mount_at(source: &Path, target: &str, kind: &str, flags: MsFlags, options: &str) -> Result<()> {
@@ -109,10 +135,17 @@ fn crypt(disk: &Disk, scratch: &Scratch) -> Result<dm::Target> {
 }
 
 /// Writes the blocks of an empty filesystem. Blocks that are not written hold noise, which ext4 never reads.
-fn write_filesystem(device: &PathBuf, scratch: &Scratch) -> Result<()> {
+fn write_filesystem(device: &Path, scratch: &Scratch) -> Result<()> {
     let file = OpenOptions::new().write(true).open(device).context(|| "opening the scratch disk".into())?;
+    let zeros = vec![0; ZEROS_MAX];
     for extent in &scratch.filesystem {
         file.write_all_at(&extent.data, extent.offset).context(|| "formatting the scratch disk".into())?;
+        let (mut at, end) = (extent.offset + extent.data.len() as u64, extent.end());
+        while at < end {
+            let count = ZEROS_MAX.min(usize::try_from(end - at).unwrap_or(ZEROS_MAX));
+            file.write_all_at(&zeros[..count], at).context(|| "formatting the scratch disk".into())?;
+            at += count as u64;
+        }
     }
     Ok(())
 }

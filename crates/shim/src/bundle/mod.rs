@@ -25,6 +25,8 @@ pub(crate) const MEMORY_MIN: u64 = 6 << 20;
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) container: Container,
+    /// The root filesystem's folder, for callers that mount it there instead of handing mounts over.
+    pub(crate) root: PathBuf,
     /// Memory for the workload, in bytes; none when the bundle sets no limit.
     pub(crate) memory_bytes: Option<u64>,
     /// Virtual processors.
@@ -75,6 +77,7 @@ pub(crate) fn plan(spec: &Spec, namespace: &str, id: &str, terminal: bool) -> Re
         memory_bytes: limits.memory_bytes,
         vcpus: vcpus(&limits),
         container,
+        root: spec.root().as_ref().map_or_else(|| PathBuf::from("rootfs"), |root| root.path().clone()),
         cgroup: cgroup_path(linux, namespace, id),
         annotations,
     })
@@ -240,7 +243,8 @@ pub(crate) mod tests {
     fn a_quota_of_a_processor_and_a_half_gets_two() {
         let limits =
             Limits { cpu_quota_us: Some(150_000), cpu_period_us: Some(100_000), ..Limits::default() };
-        assert_eq!(vcpus(&limits), 2.min(std::thread::available_parallelism().unwrap().get() as u32));
+        let there = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(vcpus(&limits) as usize, 2.min(there));
     }
 
     #[test]

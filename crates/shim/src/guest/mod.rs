@@ -149,7 +149,12 @@ impl Guest {
         let mut decoder = Decoder::new(GUEST_FRAME_MAX);
         let mut buffer = vec![0; GUEST_FRAME_MAX];
         loop {
-            let count = read.read(&mut buffer).await.context(|| "reading from the guest".into())?;
+            let count = match read.read(&mut buffer).await {
+                Ok(count) => count,
+                // Closed with words of ours unread: an end like any other.
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => 0,
+                Err(error) => return Err(error).context(|| "reading from the guest".into()),
+            };
             if count == 0 {
                 return Ok(());
             }

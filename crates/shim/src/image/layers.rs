@@ -26,10 +26,10 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Reads containerd's mounts: an overlay, or a bind of one folder. Without any, the bundle's `rootfs` is it.
-    pub(crate) fn from_mounts(mounts: &[RootfsMount], bundle: &Path) -> Result<Layers> {
+    /// Reads containerd's mounts: an overlay, or a bind of one folder. Without any, `root` is it.
+    pub(crate) fn from_mounts(mounts: &[RootfsMount], root: &Path) -> Result<Layers> {
         let layers = match mounts {
-            [] => Layers { folders: vec![bundle.join("rootfs")], committed: false },
+            [] => Layers { folders: vec![root.to_owned()], committed: false },
             [one] if one.kind == "overlay" => overlay(one)?,
             [one] if one.kind == "bind" || one.options.iter().any(|o| o == "bind" || o == "rbind") => {
                 Layers { folders: vec![PathBuf::from(&one.source)], committed: false }

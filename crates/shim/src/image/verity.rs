@@ -30,6 +30,12 @@ pub(super) fn append(file: &File, salt: [u8; 32]) -> io::Result<Tree> {
         let below = levels.last().map(Vec::as_slice).unwrap_or_default();
         levels.push(pad(below.chunks(BLOCK).flat_map(|block| digest(&salt, block)).collect()));
     }
+    if data_blocks == 1 {
+        // The root is the hash of the only block: there is no level between.
+        let mut block = [0; BLOCK];
+        file.read_exact_at(&mut block, 0)?;
+        return Ok(Tree { data_blocks, root_hash: digest(&salt, &block) });
+    }
     let root_hash = levels.last().map(|top| digest(&salt, top)).unwrap_or_default();
     let mut at = data_blocks * BLOCK as u64;
     for level in levels.iter().rev() {

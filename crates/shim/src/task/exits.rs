@@ -1,22 +1,29 @@
 //! What a sandbox tells by itself: ends of processes, want of memory, its own end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bailey_types::guest::ProcessId;
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+use super::io::AllCarried;
 use super::process::{Exit, Process};
 use super::service::{Service, Task};
 use crate::clock;
 use crate::guest::Event;
 
+/// Longest wait for a container's output to be taken after its end.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+
 /// What a process counts as that its sandbox took with it: as if it was killed.
 const LOST: u32 = 128 + libc::SIGKILL.cast_unsigned();
 
 /// Follows the guest until it, or its VMM, has ended.
-pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Event>) {
+pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Event>, outputs: AllCarried) {
+    let mut outputs = Some(outputs);
     while let Some(event) = events.recv().await {
         let mut state = service.task.lock().await;
         let Some(task) = state.as_mut() else { return };
@@ -32,6 +39,10 @@ pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Eve
                 if id == ProcessId::INIT {
                     // The kernel has ended all others with the first. Their words are on their way.
                     end_others(&service, task);
+                    task.outputs = None;
+                    if let Some(outputs) = outputs.take() {
+                        tokio::spawn(rest(Arc::clone(&service), outputs));
+                    }
                 }
             }
         }
@@ -47,6 +58,16 @@ pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Eve
         // Whatever broke the protocol runs no longer.
         task.sandbox.machine.kill();
         end_others(&service, task);
+    }
+}
+
+/// Once all that a container wrote has been taken, or nobody takes it, its VM is of no use: it gives its memory
+/// back, though the task is there until it is deleted.
+async fn rest(service: Arc<Service>, outputs: AllCarried) {
+    // Those who do not take their output in time lose it.
+    let _late = timeout(LAST_WORDS, outputs.wait()).await;
+    if let Some(task) = service.task.lock().await.as_ref() {
+        task.sandbox.machine.kill();
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -60,13 +61,13 @@ impl Sink {
 /// A rate that several streams share, in bytes per second: who is over it waits, and so, in the end, does the
 /// process that writes.
 #[derive(Debug)]
-pub(super) struct Pace {
+struct Pace {
     bytes_per_second: u64,
     free_at: Mutex<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new(bytes_per_second: u64) -> Arc<Pace> {
+    fn new(bytes_per_second: u64) -> Arc<Pace> {
         Arc::new(Pace { bytes_per_second, free_at: Mutex::new(Instant::now()) })
     }
 
@@ -81,15 +82,40 @@ impl Pace {
     }
 }
 
+/// What the outputs of a task's processes share.
+#[derive(Clone)]
+pub(super) struct Outputs {
+    pace: Option<Arc<Pace>>,
+    /// Held by each for as long as it is carried.
+    _open: mpsc::Sender<()>,
+}
+
+/// Tells when every output, and everything that could open one, is gone.
+pub(super) struct AllCarried(mpsc::Receiver<()>);
+
+impl Outputs {
+    pub(super) fn new(bytes_per_second: Option<u64>) -> (Outputs, AllCarried) {
+        let (open, closed) = mpsc::channel(1);
+        (Outputs { pace: bytes_per_second.map(Pace::new), _open: open }, AllCarried(closed))
+    }
+}
+
+impl AllCarried {
+    pub(super) async fn wait(mut self) {
+        // Nothing is ever sent: this is the end of the last sender.
+        let _closed = self.0.recv().await;
+    }
+}
+
 /// Carries output until it ends.
-pub(super) fn carry_output(mut from: OutputStream, mut to: Sink, pace: Option<Arc<Pace>>) -> JoinHandle<()> {
+pub(super) fn carry_output(mut from: OutputStream, mut to: Sink, outputs: Outputs) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some(bytes) = from.next().await {
             if let Err(error) = to.write(&bytes).await {
                 tracing::warn!("the container's output is lost: {error}");
                 return;
             }
-            if let Some(pace) = &pace {
+            if let Some(pace) = &outputs.pace {
                 pace.spend(bytes.len()).await;
             }
             from.taken(bytes.len()).await;

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::io::{self, Pace, Sink};
+use super::io::{self, Outputs, Sink};
 use crate::error::Result;
 use crate::guest::Guest;
 
@@ -74,14 +74,14 @@ impl Process {
 
     /// Opens the caller's ends of the streams and starts to carry them. Comes before the process is made: its first
     /// words must find their way.
-    pub(super) fn attach(&mut self, guest: &Guest, pace: Option<&Arc<Pace>>) -> Result<()> {
-        let outputs =
+    pub(super) fn attach(&mut self, guest: &Guest, outputs: &Outputs) -> Result<()> {
+        let streams =
             [(&self.names.output, Stdio::Out, true), (&self.names.error, Stdio::Err, !self.names.terminal)];
-        for (name, stdio, wanted) in outputs {
+        for (name, stdio, wanted) in streams {
             if wanted && !name.is_empty() {
                 let sink = Sink::open(name)?;
                 let stream = guest.output(StreamId { process: self.id, stdio });
-                self.outputs.push(io::carry_output(stream, sink, pace.cloned()));
+                self.outputs.push(io::carry_output(stream, sink, outputs.clone()));
             }
         }
         if !self.names.input.is_empty() {
@@ -110,7 +110,8 @@ impl Process {
         self.detach();
     }
 
-    fn detach(&mut self) {
+    /// Stops to carry its streams.
+    pub(super) fn detach(&mut self) {
         for task in self.outputs.drain(..).chain(self.input.take()) {
             task.abort();
         }

@@ -16,7 +16,7 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Mutex, Notify};
 
-use super::io::Pace;
+use super::io::Outputs;
 use super::process::{Exit, Process, StdioNames};
 use super::{Publisher, exits, stats};
 use crate::bundle::{self, Plan};
@@ -31,6 +31,7 @@ pub(crate) struct Service {
     pub(super) id: String,
     pub(super) publisher: Publisher,
     pub(super) task: Mutex<Option<Task>>,
+    creating: Mutex<()>,
     /// Told when the shim is to end.
     pub(crate) shutdown: Notify,
 }
@@ -41,7 +42,8 @@ pub(super) struct Task {
     pub(super) bundle: PathBuf,
     pub(super) paused: bool,
     next: u32,
-    pace: Option<Arc<Pace>>,
+    /// What outputs are carried with; none once the first process has ended, when no more can be.
+    pub(super) outputs: Option<Outputs>,
 }
 
 impl Task {
@@ -63,6 +65,7 @@ impl Service {
             id: id.to_owned(),
             publisher,
             task: Mutex::new(None),
+            creating: Mutex::new(()),
             shutdown: Notify::new(),
         })
     }
@@ -73,9 +76,10 @@ impl Service {
     }
 
     pub(super) async fn create_task(self: &Arc<Service>, request: api::CreateTaskRequest) -> Result<u32> {
-        let mut state = self.task.lock().await;
-        if state.is_some() {
-            return Err(Error::new(Kind::AlreadyExists, format!("the task {} is there already", self.id)));
+        // Making a sandbox takes its time: whoever asks meanwhile is told that there is none yet.
+        let _one = self.creating.try_lock().map_err(|_| self.exists())?;
+        if self.task.lock().await.is_some() {
+            return Err(self.exists());
         }
         if !request.checkpoint.is_empty() {
             return Err(Error::invalid("a sandbox cannot be restored from a checkpoint"));
@@ -101,24 +105,36 @@ impl Service {
         if let Some(spec) = init.spec.take() {
             plan.container.process = *spec;
         }
-        let image = self.image(&config, &bundle, &request).await?;
+        let image = self.image(&config, &bundle, &plan.root, &request).await?;
         let (sandbox, events) = Sandbox::launch(&config, &self.namespace, &self.id, &plan, image).await?;
-        let pace = plan.annotations.log_bytes_per_second.map(Pace::new);
-        init.attach(&sandbox.guest, pace.as_ref())?;
+        let (outputs, all_carried) = Outputs::new(plan.annotations.log_bytes_per_second);
+        init.attach(&sandbox.guest, &outputs)?;
         sandbox.request(Request::Create(Box::new(fit(&plan, &sandbox)))).await?;
         init.pid = sandbox.machine.pid();
         let pid = init.pid;
         let processes = BTreeMap::from([(String::new(), init)]);
-        *state = Some(Task { sandbox, processes, bundle, paused: false, next: ProcessId::INIT.0 + 1, pace });
-        tokio::spawn(exits::follow(Arc::clone(self), events));
+        *self.task.lock().await = Some(Task {
+            sandbox,
+            processes,
+            bundle,
+            paused: false,
+            next: ProcessId::INIT.0 + 1,
+            outputs: Some(outputs),
+        });
+        tokio::spawn(exits::follow(Arc::clone(self), events, all_carried));
         self.publisher.publish(&created(&self.id, pid, request));
         Ok(pid)
     }
 
-    pub(super) async fn image(
+    fn exists(&self) -> Error {
+        Error::new(Kind::AlreadyExists, format!("the task {} is there already", self.id))
+    }
+
+    async fn image(
         &self,
         config: &Config,
         bundle: &Path,
+        root: &Path,
         request: &api::CreateTaskRequest,
     ) -> Result<image::Image> {
         let mounts: Vec<RootfsMount> = request
@@ -130,7 +146,7 @@ impl Service {
                 options: mount.options.clone(),
             })
             .collect();
-        let layers = Layers::from_mounts(&mounts, bundle)?;
+        let layers = Layers::from_mounts(&mounts, &bundle.join(root))?;
         let (cache, namespace, bundle) =
             (config.cache_dir.clone(), self.namespace.clone(), bundle.to_owned());
         let prepared =
@@ -142,7 +158,6 @@ impl Service {
         // Held until the start is told: no end of this process can be told before.
         let mut state = self.task.lock().await;
         let task = there(&mut state)?;
-        let pace = task.pace.clone();
         let process = task.processes.get_mut(exec_id).ok_or_else(|| {
             Error::new(Kind::NotFound, format!("there is no process {exec_id} in the container"))
         })?;
@@ -154,10 +169,18 @@ impl Service {
         } else {
             let spec =
                 process.spec.clone().ok_or_else(|| Error::internal("the process has nothing to run"))?;
-            process.attach(&task.sandbox.guest, pace.as_ref())?;
-            let answer = task.sandbox.request(Request::Exec { id: process.id, process: spec }).await?;
-            if let Response::Started { pid } = answer {
-                process.pid = pid;
+            let outputs =
+                task.outputs.as_ref().ok_or_else(|| Error::new(Kind::State, "the container has ended"))?;
+            process.attach(&task.sandbox.guest, outputs)?;
+            match task.sandbox.request(Request::Exec { id: process.id, process: spec }).await {
+                Ok(Response::Started { pid }) => process.pid = pid,
+                Ok(_) => return Err(Error::internal("the guest answered something else")),
+                Err(error) => {
+                    // The caller waits for the end of its streams before it goes on.
+                    process.detach();
+                    task.sandbox.guest.forget(process.id);
+                    return Err(error);
+                }
             }
         }
         process.started = true;
@@ -204,6 +227,29 @@ impl Service {
     }
 
     pub(super) async fn delete_process(&self, exec_id: &str) -> Result<(u32, Exit)> {
+        let (mut process, exit) = self.take_ended(exec_id).await?;
+        // Without the lock: who does not take its output keeps nobody else waiting.
+        process.drain().await;
+        let mut state = self.task.lock().await;
+        if let Some(task) = state.as_ref() {
+            task.sandbox.guest.forget(process.id);
+        }
+        if exec_id.is_empty() {
+            // Dropping the task ends the VMM and gives back all that it had.
+            *state = None;
+            self.publisher.publish(&TaskDelete {
+                container_id: self.id.clone(),
+                pid: process.pid,
+                exit_status: exit.status,
+                exited_at: MessageField::some(clock::timestamp(exit.at)),
+                ..TaskDelete::default()
+            });
+        }
+        Ok((process.pid, exit))
+    }
+
+    /// Takes a process out of the task, if it does not run.
+    async fn take_ended(&self, exec_id: &str) -> Result<(Process, Exit)> {
         let mut state = self.task.lock().await;
         let task = there(&mut state)?;
         let process = task.process(exec_id)?;
@@ -212,24 +258,14 @@ impl Service {
             None if process.started => {
                 return Err(Error::new(Kind::State, "the process runs: stop it before deleting it"));
             }
-            None => Exit { status: 0, at: clock::since_epoch() },
+            None => {
+                // It has never run, and its streams have nothing to bring.
+                process.detach();
+                Exit { status: 0, at: clock::since_epoch() }
+            }
         };
-        process.drain().await;
-        let (pid, id) = (process.pid, process.id);
-        task.sandbox.guest.forget(id);
-        task.processes.remove(exec_id);
-        if exec_id.is_empty() {
-            // Dropping the task ends the VMM and gives back all that it had.
-            *state = None;
-            self.publisher.publish(&TaskDelete {
-                container_id: self.id.clone(),
-                pid,
-                exit_status: exit.status,
-                exited_at: MessageField::some(clock::timestamp(exit.at)),
-                ..TaskDelete::default()
-            });
-        }
-        Ok((pid, exit))
+        let process = task.processes.remove(exec_id);
+        process.map(|process| (process, exit)).ok_or_else(|| Error::internal("the process is gone"))
     }
 
     pub(super) async fn kill(&self, request: api::KillRequest) -> Result<()> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bailey_host::cgroup::{Cgroup, Limits};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -61,8 +62,9 @@ fn shape(config: &Config, id: &str) -> Result<Shape> {
 async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
     let lease = sandbox::lease_uid(config)?;
     let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
-    let cgroup =
-        Cgroup::at(&Path::new("/bailey").join(namespace).join(format!("{name}-{}", std::process::id())));
+    let cgroup = Cgroup::at(
+        &Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())),
+    );
     let cgroup = cgroup.context(|| "naming the template's cgroup".into())?;
     let _removed_at_the_end = sandbox::OwnedCgroup::create(
         cgroup.clone(),
@@ -102,7 +104,7 @@ async fn serve(config: &Config, listener: &UnixListener, saved: &Saved) -> Resul
     let mut idle = Instant::now() + config.template_max_idle;
     let mut given = 0;
     while given < config.template_max_clones {
-        let (stream, _) = tokio::select! {
+        let (mut stream, _) = tokio::select! {
             accepted = listener.accept() => accepted.context(|| "accepting a connection".into())?,
             () = sleep_until(old) => break,
             () = sleep_until(idle) => break,
@@ -112,15 +114,11 @@ async fn serve(config: &Config, listener: &UnixListener, saved: &Saved) -> Resul
             continue;
         }
         let mut asked = [0];
-        let read = timeout(ASKED, async {
-            stream.readable().await?;
-            stream.try_read(&mut asked)
-        });
-        match read.await {
-            Ok(Ok(1)) if asked[0] == END => break,
-            Ok(Ok(1)) => {}
+        match timeout(ASKED, stream.read_exact(&mut asked)).await {
+            Ok(Ok(_)) if asked[0] == END => break,
+            Ok(Ok(_)) => {}
             // It went away, or says nothing: the next one.
-            _ => continue,
+            Ok(Err(_)) | Err(_) => continue,
         }
         let stream = stream.into_std().context(|| "answering".into())?;
         if hand_over::give(&stream, saved).is_ok() {

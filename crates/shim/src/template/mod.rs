@@ -28,6 +28,9 @@ use crate::vmm::{Description, Saved, Shape};
 const GIVE: u8 = b'g';
 const END: u8 = b'e';
 
+/// How often a keeper is asked to end.
+const END_TRIES: u32 = 100;
+
 /// What a keeper says on its standard output when its socket is there.
 const READY: &[u8] = b"ready\n";
 
@@ -116,6 +119,16 @@ fn start_keeper(namespace: &str, shape: &Shape) -> Result<()> {
     Err(Error::new(Kind::Unavailable, "making a template").because(complained.trim().to_owned()))
 }
 
+/// Ends one keeper: asks until nobody listens any more.
+fn end(socket: &Path) -> Result<()> {
+    for _ in 0..END_TRIES {
+        let Ok(stream) = StdStream::connect(socket) else { return Ok(()) };
+        // Its answer is that the connection ends: with the keeper, or, if it was busy, without.
+        hand_over::take(&stream, END)?;
+    }
+    Err(Error::internal(format!("the template's keeper at {} does not end", socket.display())))
+}
+
 /// Ends every template of a namespace.
 pub(crate) fn drop_all(args: &Args) -> Result<()> {
     if args.namespace.is_empty() {
@@ -128,10 +141,7 @@ pub(crate) fn drop_all(args: &Args) -> Result<()> {
         other => other.context(|| format!("listing {}", folder.display()))?,
     };
     for entry in entries.flatten() {
-        if let Ok(stream) = StdStream::connect(entry.path()) {
-            // It answers with its end.
-            hand_over::take(&stream, END)?;
-        }
+        end(&entry.path())?;
         match fs::remove_file(entry.path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(error).context(|| format!("removing {}", entry.path().display()));
@@ -139,5 +149,9 @@ pub(crate) fn drop_all(args: &Args) -> Result<()> {
             _ => {}
         }
     }
-    fs::remove_dir(&folder).context(|| format!("removing {}", folder.display()))
+    match fs::remove_dir(&folder) {
+        // The last keeper was faster.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.context(|| format!("removing {}", folder.display())),
+    }
 }

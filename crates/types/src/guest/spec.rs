@@ -29,14 +29,24 @@ pub struct RootDisk {
 pub struct Scratch {
     /// Size of the disk in bytes, a multiple of 4,096.
     pub bytes: u64,
-    /// The blocks of an empty filesystem of that size that are not zero, with their offsets in bytes.
+    /// The blocks of an empty filesystem of that size that matter, by rising offsets. All others may hold anything.
     pub filesystem: Vec<Extent>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
+    /// In bytes.
     pub offset: u64,
     pub data: Vec<u8>,
+    /// Zero bytes after the data.
+    pub zeros: u64,
+}
+
+impl Extent {
+    /// The first byte after it.
+    pub fn end(&self) -> u64 {
+        self.offset + self.data.len() as u64 + self.zeros
+    }
 }
 
 /// The container inside the VM.

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::fake::{Mode, Programs, TRAP};
 use super::*;
+use crate::config::{AccelChoice, VmmChoice};
 use crate::guest::Guest;
 use crate::scratch;
 use crate::vmm::qemu::args;
@@ -399,6 +400,18 @@ async fn what_firecracker_cannot_do_is_said_before_anything_is_started() {
     let error = world.failure(Origin::Boot).await;
     assert!(error.contains("1 to 32 processors, not 33"), "{error}");
     assert!(world.programs.log().is_empty());
+}
+
+#[tokio::test]
+async fn settings_that_firecracker_cannot_meet_are_refused_with_the_remedy() {
+    let mut config = Config::load(None).unwrap();
+    config.firecracker = Some("/nowhere/firecracker".into());
+    let error = Firecracker::new(&config).err().unwrap().chain();
+    assert!(error.contains("no firecracker at /nowhere") && error.contains("set firecracker"), "{error}");
+    config.vmm = VmmChoice::Firecracker;
+    config.accel = AccelChoice::Tcg;
+    let error = crate::sandbox::driver(&config).await.err().unwrap().chain();
+    assert!(error.contains("needs KVM") && error.contains("vmm = \"qemu\""), "{error}");
 }
 
 #[tokio::test]

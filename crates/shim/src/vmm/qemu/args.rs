@@ -104,7 +104,8 @@ impl Line<'_> {
             }
             Accel::Tcg { .. } => {
                 add("-accel", "tcg,tb-size=64".into());
-                add("-cpu", "max".into());
+                // Emulated string moves are slow: without the flag, kernels copy by loops.
+                add("-cpu", "max,-erms".into());
             }
         }
         add("-smp", shape.vcpus.to_string());

@@ -1,0 +1,93 @@
+//! What the environment tells the tests; the only place that reads it.
+//!
+//! | variable | meaning | else |
+//! |---|---|---|
+//! | `BAILEY_E2E_RUNTIME` | the containerd runtime to test; another than ours checks the tests themselves | `io.containerd.bailey.v1` |
+//! | `BAILEY_BIN_DIR` | the folder with the built shim, which is then not built | the folder of cargo that the test runs from |
+//! | `BAILEY_GUEST_DIR` | what microVMs boot | `bailey/guest` in the user's cache |
+//! | `BAILEY_E2E_START` | `warm` or `cold`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_E2E_SNAPSHOTTER` | the snapshotter of containerd | `overlayfs` |
+//! | `BAILEY_E2E_KEEP` | if set, folders of tests are kept to be looked at | they are removed |
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow};
+
+/// The runtime that the tests are for.
+pub const OUR_RUNTIME: &str = "io.containerd.bailey.v1";
+
+fn value(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn text(name: &str) -> Option<String> {
+    value(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// The containerd runtime under test.
+pub fn runtime() -> String {
+    text("BAILEY_E2E_RUNTIME").unwrap_or_else(|| OUR_RUNTIME.to_owned())
+}
+
+/// Whether the runtime under test is ours.
+pub fn is_ours() -> bool {
+    runtime() == OUR_RUNTIME
+}
+
+/// Whether a test that only our runtime can pass shall run; says so if it shall not, because the runtime is another.
+pub fn only_ours(why: &str) -> bool {
+    if !is_ours() {
+        eprintln!("SKIPPED with {}: {why}", runtime());
+    }
+    is_ours()
+}
+
+/// The snapshotter that containerd uses where a test names none.
+pub fn snapshotter() -> String {
+    text("BAILEY_E2E_SNAPSHOTTER").unwrap_or_else(|| "overlayfs".to_owned())
+}
+
+/// How sandboxes start, if somebody wants all to start alike.
+pub fn start() -> Option<String> {
+    text("BAILEY_E2E_START")
+}
+
+/// Whether the folders of tests are to be kept.
+pub fn keep() -> bool {
+    value("BAILEY_E2E_KEEP").is_some()
+}
+
+/// A folder with programs that were built elsewhere.
+pub fn given_bin_dir() -> Option<PathBuf> {
+    value("BAILEY_BIN_DIR")
+}
+
+/// The folder into which cargo built the running test: `target/<profile>`.
+pub fn cargo_bin_dir() -> Result<PathBuf> {
+    let exe = env::current_exe().context("finding the running program")?;
+    let dir = exe.parent().filter(|dir| dir.ends_with("deps")).and_then(Path::parent).or(exe.parent());
+    Ok(dir.ok_or_else(|| anyhow!("{} is in no folder", exe.display()))?.to_path_buf())
+}
+
+/// The cargo to build with.
+pub fn cargo() -> PathBuf {
+    value("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// Bailey's folder in the user's cache.
+pub fn cache_dir() -> Result<PathBuf> {
+    let cache = value("XDG_CACHE_HOME").or_else(|| value("HOME").map(|home| home.join(".cache")));
+    Ok(cache.ok_or_else(|| anyhow!("choosing a cache folder: HOME is not set"))?.join("bailey"))
+}
+
+/// The folder with what microVMs boot.
+pub fn guest_dir() -> Result<PathBuf> {
+    value("BAILEY_GUEST_DIR").map_or_else(|| Ok(cache_dir()?.join("guest")), Ok)
+}
+
+/// The folder of the repository.
+pub fn repository() -> &'static Path {
+    let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
+    e2e.parent().unwrap_or(e2e)
+}
