@@ -111,6 +111,13 @@ impl Cgroup {
         Ok(Cgroup { version: Version::V1, folders })
     }
 
+    /// Its path below the root of the tree, where there is one tree for all controllers (v2).
+    #[must_use]
+    pub fn unified(&self) -> Option<PathBuf> {
+        let folder = self.folders.first().filter(|_| self.version == Version::V2)?;
+        folder.strip_prefix(MOUNT).ok().map(Path::to_owned)
+    }
+
     /// Makes the cgroup, and gives it its controllers.
     ///
     /// # Errors

@@ -117,6 +117,16 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The program that runs the VMs.
+    pub(crate) fn vmm_program(&self) -> &Path {
+        match (self.vmm, &self.firecracker) {
+            (VmmChoice::Firecracker, Some(program)) => program,
+            _ => &self.qemu,
+        }
+    }
+}
+
 impl Raw {
     fn validate(self) -> Result<Config> {
         let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());

@@ -27,8 +27,9 @@ use std::process::ExitCode;
 use crate::args::{Action, Args};
 
 fn main() -> ExitCode {
-    // First of all, while there is one thread: this process may be a jail's.
+    // First of all, while there is one thread: this process may be a jail's, or the one above Firecracker.
     bailey_host::jail::enter_if_asked();
+    vmm::firecracker::parent::enter_if_asked();
     let result = Args::parse(std::env::args_os().skip(1)).and_then(|args| match args.action {
         Action::Start => commands::start(&args),
         Action::Delete => commands::delete(&args),

@@ -19,6 +19,7 @@ use crate::config::{AccelChoice, Config, Start, VmmChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{Event, Guest};
 use crate::image::{Image, getrandom};
+use crate::vmm::firecracker::Firecracker;
 use crate::vmm::qemu::Qemu;
 use crate::vmm::qemu::args::Accel;
 use crate::vmm::{Disks, Driver, GuestImage, Launch, Machine, Origin, Shape};
@@ -85,7 +86,7 @@ pub(crate) fn lease_uid(config: &Config) -> Result<UidLease> {
 /// The VMM that the settings name, with KVM if it truly works.
 pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
     if config.vmm == VmmChoice::Firecracker {
-        return Err(Error::new(Kind::Unavailable, "this shim was built without the Firecracker driver"));
+        return firecracker(config);
     }
     let tcg = || Accel::Tcg { tsc_khz: tsc_khz(&config.state_dir) };
     let accel = match config.accel {
@@ -101,6 +102,16 @@ pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
         }
     };
     Ok(Box::new(Qemu::new(&config.qemu, &config.cache_dir, accel)))
+}
+
+/// Firecracker, where it can be: it emulates nothing.
+fn firecracker(config: &Config) -> Result<Box<dyn Driver>> {
+    if config.accel == AccelChoice::Tcg || !kvm::possible() {
+        let why = if config.accel == AccelChoice::Tcg { "accel is set to tcg" } else { "this host has none" };
+        let text = format!("Firecracker needs KVM, and {why}: set vmm = \"qemu\"");
+        return Err(Error::new(Kind::Unavailable, text));
+    }
+    Ok(Box::new(Firecracker::new(config)?))
 }
 
 /// The rate of the host's time-stamp counter, measured once for each boot of the machine.

@@ -42,7 +42,8 @@ fn folder(state: &Path, namespace: &str) -> PathBuf {
 /// The socket of the template for one shape: its name tells everything that a clone must have in common with it.
 fn socket(config: &Config, namespace: &str, driver: &Description, shape: &Shape) -> Result<PathBuf> {
     let mut hash = Sha256::new();
-    let program = fs::metadata(&config.qemu).context(|| format!("reading {}", config.qemu.display()))?;
+    let program = config.vmm_program();
+    let program = fs::metadata(program).context(|| format!("reading {}", program.display()))?;
     let digests = &shape.guest.manifest.sha256;
     let (inode, changed) = (program.ino().to_string(), program.mtime().to_string());
     let version = bailey_types::guest::VERSION.to_string();

@@ -17,6 +17,9 @@ const REMEMBERED: usize = 4096;
 const TAKEN: usize = 1024;
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Longest wait for the last bytes of a stream whose writer has ended.
+const DRAINED: Duration = Duration::from_millis(500);
+
 /// The last bytes of a stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);
@@ -39,6 +42,18 @@ impl Tail {
         Ok((tail, theirs.into()))
     }
 
+    /// Waits until all was read that was written before the writer ended, but not for long.
+    pub(crate) async fn drained(&self) {
+        // The reader's own copy goes when it has come to the end.
+        let read = async {
+            while Arc::strong_count(&self.0) > 1 {
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        // What comes later than this is not worth the wait.
+        let _late = tokio::time::timeout(DRAINED, read).await;
+    }
+
     fn remember(&self, bytes: &[u8]) {
         let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         memory.extend(bytes);
@@ -59,7 +74,20 @@ impl Tail {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_was_said_last_is_there_when_it_was_waited_for() {
+        let (tail, theirs) = Tail::listen().unwrap();
+        let mut theirs = StdStream::from(theirs);
+        theirs.write_all(&vec![b'x'; 10 * TAKEN]).unwrap();
+        theirs.write_all(b"\nlast").unwrap();
+        drop(theirs);
+        tail.drained().await;
+        assert_eq!(tail.lines(1), "last");
+    }
 
     #[test]
     fn a_babbling_console_is_remembered_by_its_end_alone() {

@@ -1,6 +1,7 @@
 //! VMMs: one small trait, a driver for each program. What only one of them can do stays in its driver.
 
 pub(crate) mod console;
+pub(crate) mod firecracker;
 pub(crate) mod memory;
 pub(crate) mod qemu;
 
@@ -96,7 +97,8 @@ pub(crate) enum Origin {
     Clone(Saved),
 }
 
-/// A saved template: its memory and its devices, as files without names that nobody can write to any more.
+/// A saved template: its memory and its devices, as files without names on the host that nobody can write to any
+/// more. What `memory` is the driver knows: the file itself, or the mount namespace that has both.
 #[derive(Debug)]
 pub(crate) struct Saved {
     pub(crate) memory: File,
