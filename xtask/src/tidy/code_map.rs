@@ -15,9 +15,9 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut named = BTreeSet::new();
     for (number, line) in prose(text) {
-        for path in line.split('`').skip(1).step_by(2).filter(|token| is_path(token)) {
+        for path in line.split('`').skip(1).step_by(2).filter(|token| is_plain(token)) {
             let path = path.trim_end_matches('/');
-            if !tree.exists(path) {
+            if path.contains('/') && !tree.exists(path) {
                 let what = format!("names {path}, which does not exist");
                 findings.push(Finding::new(
                     PAGE,
@@ -40,10 +40,11 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Whether what stands in backticks is a path of the repository: relative, more than one part, nothing odd in it.
-fn is_path(token: &str) -> bool {
+/// Whether what stands in backticks can be a path of the repository: relative, with nothing odd in it. A single word
+/// may be anything; with more than one part it is taken for a path.
+fn is_plain(token: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-/".contains(c);
-    token.contains('/') && !token.starts_with('/') && token.chars().all(plain)
+    !token.starts_with('/') && token.chars().all(plain)
 }
 
 /// Whether a folder is one subject of a crate: `crates/*/src/*`.
@@ -63,19 +64,20 @@ mod tests {
             ("crates/x/Cargo.toml", "[package]\nname = \"x\"\n"),
             ("crates/x/src/a/mod.rs", ""),
             ("crates/x/src/a/deep/mod.rs", ""),
+            ("top/Cargo.toml", "[package]\nname = \"top\"\n"),
         ]);
         check(&tree).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_whole_map_is_well() {
-        let page = "`crates/x` and `crates/x/src/a/`; `/dev/kvm`, `a b/c` and `word` are no paths\n```\n`no/path`\n```\n";
+        let page = "`crates/x` and `crates/x/src/a/`, `top`; `/dev/kvm`, `a b/c` and `word` are no paths\n```\n`no/path`\n```\n";
         assert_eq!(findings(page), Vec::<String>::new());
     }
 
     #[test]
     fn a_path_that_is_gone_is_found() {
-        let found = findings("`crates/x`\n`crates/x/src/a` `crates/x/src/b.rs`");
+        let found = findings("`top` `crates/x`\n`crates/x/src/a` `crates/x/src/b.rs`");
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].starts_with("ARCHITECTURE.md:2: names crates/x/src/b.rs"), "{found:?}");
     }
@@ -83,7 +85,7 @@ mod tests {
     #[test]
     fn a_crate_and_a_folder_that_are_not_named_are_found() {
         let found = findings("nothing");
-        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(found.len(), 3, "{found:?}");
         assert!(found.iter().any(|text| text.contains("does not name crates/x/src/a;")), "{found:?}");
     }
 
