@@ -3,6 +3,7 @@
 
 mod guest_image;
 mod guest_kernel;
+mod tidy;
 mod tool;
 
 use std::path::PathBuf;
@@ -36,6 +37,8 @@ enum Chore {
         #[arg(long)]
         check_reproducible: bool,
     },
+    /// Check the rules of this repository that neither the compiler nor clippy knows
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,5 +47,6 @@ fn main() -> anyhow::Result<()> {
         Chore::GuestKernel { out, check_reproducible } => {
             guest_kernel::make(&tool::guest_dir(out)?, check_reproducible)
         }
+        Chore::Tidy => tidy::run(tool::repository()),
     }
 }
