@@ -71,6 +71,20 @@ impl Containerd {
         self.folder().join("shim.toml")
     }
 
+    /// Changes settings of our shim: for each key a value as TOML has it. They hold for what starts from now on.
+    pub fn set_shim(&self, settings: &[(&str, &str)]) -> Result<()> {
+        let path = self.shim_config();
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let is_set_anew = |line: &str| {
+            let key = line.split_once(" = ").map_or("", |(key, _)| key);
+            settings.iter().any(|(name, _)| *name == key)
+        };
+        let kept = text.lines().filter(|line| !is_set_anew(line)).map(str::to_owned);
+        let new = settings.iter().map(|(key, value)| format!("{key} = {value}"));
+        let lines: Vec<String> = kept.chain(new).collect();
+        fs::write(&path, lines.join("\n")).with_context(|| format!("writing {}", path.display()))
+    }
+
     /// Where our shim keeps what a running sandbox needs.
     pub fn shim_state_dir(&self) -> PathBuf {
         self.folder().join("bailey")

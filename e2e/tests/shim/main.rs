@@ -4,9 +4,11 @@
 //! the other variables are in `bailey_e2e::settings`.
 #![forbid(unsafe_code)]
 
+mod bad_input;
 mod files;
 mod life;
 mod limits;
 mod run;
 mod services;
+mod templates;
 mod walls;
