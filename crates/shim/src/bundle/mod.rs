@@ -1,5 +1,6 @@
 //! The OCI bundle that containerd hands over: read once, checked whole, turned into what the guest and the host are
-//! asked to be. What a sandbox cannot give is refused by name, never left out.
+//! asked to be. What a sandbox cannot give is refused by name. What needs no host to hold (seccomp, AppArmor and SELinux:
+//! the VM is the wall) or has no meaning in a VM of its own (cpusets, huge pages) has no effect; docs/shim.md lists it.
 
 mod annotations;
 mod harden;
@@ -56,6 +57,7 @@ pub(crate) fn plan(spec: &Spec, namespace: &str, id: &str, terminal: bool) -> Re
     let linux = spec.linux().as_ref().ok_or_else(|| missing("linux"))?;
     let process = spec.process().as_ref().ok_or_else(|| missing("process"))?;
     refuse_shared_namespaces(linux)?;
+    refuse_host_programs(spec)?;
     let all_devices = allows_all_devices(linux);
     refuse_devices(linux, all_devices)?;
     let (mounts, files) = mounts::convert(spec.mounts().as_deref().unwrap_or_default())?;
@@ -85,6 +87,23 @@ pub(crate) fn plan(spec: &Spec, namespace: &str, id: &str, terminal: bool) -> Re
 
 fn missing(part: &str) -> Error {
     Error::invalid(format!("the bundle's specification has no {part} part"))
+}
+
+/// Hooks would run on the host, and a container with mapped users expects files that are mapped likewise.
+fn refuse_host_programs(spec: &Spec) -> Result<()> {
+    if spec.hooks().as_ref().is_some_and(|hooks| *hooks != oci_spec::runtime::Hooks::default()) {
+        return Err(Error::invalid(
+            "the container has hooks, programs that would run on the host: a sandbox has none",
+        ));
+    }
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().clone()).unwrap_or_default();
+    if namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::User) {
+        return Err(Error::invalid(
+            "the container asks for a user namespace, which a sandbox does without: its users are its VM's own \
+             (mapped users are for the class container)",
+        ));
+    }
+    Ok(())
 }
 
 /// Neither the host's namespaces nor another container's can be had.
@@ -230,6 +249,18 @@ pub(crate) mod tests {
         let bind = serde_json::json!([{"destination": "/x", "type": "bind", "source": "/etc", "options": ["rbind"]}]);
         let bind = refusal(|spec| spec["mounts"] = bind);
         assert!(bind.contains("/etc"), "{bind}");
+    }
+
+    #[test]
+    fn hooks_and_mapped_users_are_refused() {
+        let hooks = refusal(|spec| spec["hooks"] = serde_json::json!({"prestart": [{"path": "/bin/true"}]}));
+        assert!(hooks.contains("hooks"), "{hooks}");
+        let user = refusal(|spec| {
+            let all = ["pid", "ipc", "uts", "mount", "network", "user"];
+            let all = all.map(|kind| serde_json::json!({"type": kind}));
+            spec["linux"]["namespaces"] = all.to_vec().into();
+        });
+        assert!(user.contains("user namespace"), "{user}");
     }
 
     #[test]
