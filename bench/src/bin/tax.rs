@@ -15,13 +15,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use bailey_bench::figures::{Samples, milliseconds, parse_duration};
-use bailey_bench::machine::{log, log_steps};
+use bailey_bench::figures::{Samples, milliseconds};
+use bailey_bench::machine::{log_steps, logged};
 use bailey_bench::meter::children_ms;
 use bailey_bench::{count, say, say_machine};
 use bailey_e2e::images::{self, Image};
 use bailey_e2e::machine::{self, Machine};
-use bailey_e2e::wait;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -83,21 +82,9 @@ fn report(rounds: usize, bare: &Bare, figures: &Figures) {
 
 /// Runs a sandbox that boots, and gives what the shim logged of it.
 fn cold_start(machine: &Machine, image: &Image) -> Result<[Duration; 2]> {
-    let before = log(machine)?.len();
-    machine.run(image).annotation(COLD.0, COLD.1).args(&["/bin/true"]).output()?.success()?;
-    let read = || {
-        let log = log(machine)?;
-        let new = log.get(before..).unwrap_or_default();
-        let [Some(prepared), Some(runs)] = STEPS.map(|step| logged(new, step)) else { return Ok(None) };
-        Ok(Some([prepared, runs]))
-    };
-    wait::until("the shim's log", LIMIT, read)
-}
-
-/// The time that follows these words.
-fn logged(log: &str, words: &str) -> Option<Duration> {
-    let rest = log.split_once(words)?.1;
-    parse_duration(rest.split([',', '"', '\\', ' ', '\n']).next()?)
+    logged(machine, STEPS, || {
+        machine.run(image).annotation(COLD.0, COLD.1).args(&["/bin/true"]).output()?.success().map(drop)
+    })
 }
 
 /// A QEMU without a platform around it.
