@@ -1,11 +1,13 @@
 //! The project's own chores. `cargo xtask --help` lists them.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod guest_image;
 mod guest_kernel;
 mod tidy;
 mod tool;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
@@ -19,6 +21,14 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Run a benchmark of the folder bench, built for release
+    Bench {
+        /// Which: a program of bench/src/bin, or a script in bench
+        name: String,
+        /// What it is given
+        #[arg(last = true)]
+        args: Vec<OsString>,
+    },
     /// Make what a microVM boots: a kernel, and an initramfs with bailey-guest as its init
     GuestImage {
         /// Where to put it [default: $BAILEY_GUEST_DIR, or bailey/guest in the user's cache folder]
@@ -43,6 +53,7 @@ enum Chore {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().chore {
+        Chore::Bench { name, args } => bench::run(&name, &args),
         Chore::GuestImage { out, if_missing } => guest_image::make(&tool::guest_dir(out)?, if_missing),
         Chore::GuestKernel { out, check_reproducible } => {
             guest_kernel::make(&tool::guest_dir(out)?, check_reproducible)
