@@ -1,6 +1,6 @@
 //! Limits of memory, processors and processes: they hold inside, and the host notices nothing (A6).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use bailey_e2e::ctr::Run;
@@ -148,6 +148,31 @@ fn seconds_inside_after(run: Run<'_>, before: &str, script: &str) -> Result<f64>
     let text = run.sh(&script).output()?.success()?.text();
     let times: Vec<f64> = text.lines().map(str::parse).collect::<Result<_, _>>().context(text.clone())?;
     Ok(times[1] - times[0])
+}
+
+#[test]
+fn output_is_as_slow_as_asked() -> Result<()> {
+    if !only_ours("its annotation") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let script = "echo begin; seq 10000 | head -c 40960; echo; echo end; exec sleep 1000";
+        let timed = |run: Run<'_>| -> Result<(Duration, String)> {
+            let mut task = run.sh(script).start()?;
+            task.wait_for("begin\n")?;
+            let begun = Instant::now();
+            let text = task.wait_for("\nend\n")?;
+            let took = begun.elapsed();
+            task.end()?;
+            Ok((took, text))
+        };
+        let (free, expected) = timed(machine.run(image))?;
+        let (bounded, got) = timed(machine.run(image).annotation("dev.bailey.log-rate", "5KiB"))?;
+        assert!(got == expected, "{} bytes instead of {}", got.len(), expected.len());
+        let least = Duration::from_secs(3);
+        assert!(bounded >= least && bounded > free + least / 2, "{bounded:?}, and {free:?} without");
+        Ok(())
+    })
 }
 
 fn processes() -> Result<usize> {
