@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bad_input;
+mod class;
 mod files;
 mod life;
 mod limits;
