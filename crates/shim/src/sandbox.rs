@@ -37,6 +37,9 @@ const CLASS_STEP: u64 = 512 << 20;
 /// Threads of a VMM: processors, and a pool for I/O.
 const VMM_PIDS: u64 = 256;
 
+/// How long a guest that has failed is given to end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
 /// Longest time that a trial of KVM may take: where it works, a guest is up in a tenth of this.
 const KVM_TRIAL: Duration = Duration::from_secs(10);
 
@@ -169,10 +172,15 @@ pub(crate) async fn until_ready(config: &Config, guest: &Guest, machine: &dyn Ma
 /// Does something with the guest; if that fails, or its VMM ends first, says what both said last.
 async fn with_machine<T>(machine: &dyn Machine, work: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::select! {
-        result = work => result.map_err(|error| match machine.last_words() {
-            words if words.is_empty() => error,
-            words => Error::new(error.kind(), format!("the guest failed; its last words: {words}")).because(error),
-        }),
+        result = work => {
+            let Err(error) = result else { return result };
+            // A guest that fails mostly ends, and the reason is what it says last.
+            let _goes_on = timeout(LAST_WORDS, machine.ended()).await;
+            Err(match machine.last_words() {
+                words if words.is_empty() => error,
+                words => Error::new(error.kind(), format!("the guest failed; its last words: {words}")).because(error),
+            })
+        }
         end = machine.ended() => Err(Error::internal(format!("{end}; {}", last_words(machine)))),
     }
 }

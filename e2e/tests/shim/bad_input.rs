@@ -231,7 +231,7 @@ fn a_kernel_that_is_none() -> Result<()> {
 fn a_guest_that_panics_is_quoted() -> Result<()> {
     ours(|machine, image| {
         without_init(&copied_guest(machine)?, "")?;
-        refused(machine.run(image).args(&["true"]), &["the guest failed; its last words: "]).map(drop)
+        refused(machine.run(image).args(&["true"]), &["Kernel panic - not syncing"]).map(drop)
     })
 }
 

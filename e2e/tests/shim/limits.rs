@@ -175,6 +175,19 @@ fn output_is_as_slow_as_asked() -> Result<()> {
     })
 }
 
+#[test]
+fn slow_output_is_complete_after_the_end() -> Result<()> {
+    if !only_ours("its annotation") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let run = machine.run(image).annotation("dev.bailey.log-rate", "10KiB");
+        let output = run.sh("seq 10000 > /x; dd if=/x bs=1024 count=40 2>/dev/null").output()?.success()?;
+        assert_eq!(output.stdout.len(), 40960);
+        Ok(())
+    })
+}
+
 fn processes() -> Result<usize> {
     let names = std::fs::read_dir("/proc")?.flatten().map(|entry| entry.file_name());
     Ok(names.filter(|name| name.to_string_lossy().parse::<u32>().is_ok()).count())

@@ -76,10 +76,10 @@ pub(crate) fn harden(mut spec: Spec) -> Result<Spec> {
 fn refuse(spec: &Spec) -> Result<()> {
     let linux = spec.linux().as_ref().ok_or_else(|| super::missing("linux"))?;
     super::refuse_host_namespaces(linux)?;
-    super::refuse_devices(linux, false)?;
     if super::allows_all_devices(linux) {
         return Err(Error::invalid("a privileged container cannot be of the class container"));
     }
+    super::refuse_devices(linux, false)?;
     // Copied files are bound from the host here: the same few are allowed, and no other.
     super::mounts::convert(spec.mounts().as_deref().unwrap_or_default())?;
     let own_users = linux.namespaces().iter().flatten().any(|one| one.typ() == LinuxNamespaceType::User);
@@ -89,8 +89,8 @@ fn refuse(spec: &Spec) -> Result<()> {
     };
     if !own_users || !safe(linux.uid_mappings()) || !safe(linux.gid_mappings()) {
         return Err(Error::invalid(
-            "a container of the class container needs users of its own: map its ids to unused ones of the host \
-             (with ctr: --uidmap 0:100000:65536 --gidmap 0:100000:65536)",
+            "a container of the class container needs users of its own: give its specification a user namespace, \
+             with uidMappings and gidMappings to ids of the host that nothing else uses",
         ));
     }
     Ok(())
@@ -133,7 +133,7 @@ mod tests {
     fn without_users_of_its_own_it_is_refused_with_the_remedy() {
         let error =
             harden(with_users(|json| json["linux"]["uidMappings"][0]["hostID"] = 0.into())).unwrap_err();
-        assert!(error.to_string().contains("--uidmap"));
+        assert!(error.to_string().contains("uidMappings"));
         assert!(harden(spec(|_| {})).is_err());
     }
 }

@@ -15,6 +15,9 @@ use super::service::{Service, Task};
 use crate::clock;
 use crate::guest::Event;
 
+/// How long the word of a container's end waits for its output.
+const OUTPUT_FIRST: Duration = Duration::from_secs(1);
+
 /// Longest wait for a container's output to be taken after its end.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 
@@ -22,9 +25,19 @@ const LAST_WORDS: Duration = Duration::from_secs(60);
 const LOST: u32 = 128 + libc::SIGKILL.cast_unsigned();
 
 /// Follows the guest until it, or its VMM, has ended.
-pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Event>, outputs: AllCarried) {
-    let mut outputs = Some(outputs);
+pub(super) async fn follow(
+    service: Arc<Service>,
+    mut events: mpsc::Receiver<Event>,
+    mut outputs: AllCarried,
+) {
     while let Some(event) = events.recv().await {
+        if let Event::Exited { id: ProcessId::INIT, .. } = event {
+            if let Some(outputs) = service.task.lock().await.as_mut().and_then(|task| task.outputs.take()) {
+                outputs.hurry();
+            }
+            // Callers expect all output when they learn of the end. Who does not take it learns of it nevertheless.
+            let _late = timeout(OUTPUT_FIRST, outputs.wait()).await;
+        }
         let mut state = service.task.lock().await;
         let Some(task) = state.as_mut() else { return };
         match event {
@@ -37,12 +50,10 @@ pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Eve
                     report(&service, process, status.into());
                 }
                 if id == ProcessId::INIT {
-                    // The kernel has ended all others with the first. Their words are on their way.
+                    // The kernel has ended all others with the first.
                     end_others(&service, task);
-                    task.outputs = None;
-                    if let Some(outputs) = outputs.take() {
-                        tokio::spawn(rest(Arc::clone(&service), outputs));
-                    }
+                    drop(state);
+                    return rest(&service, outputs).await;
                 }
             }
         }
@@ -63,7 +74,7 @@ pub(super) async fn follow(service: Arc<Service>, mut events: mpsc::Receiver<Eve
 
 /// Once all that a container wrote has been taken, or nobody takes it, its VM is of no use: it gives its memory
 /// back, though the task is there until it is deleted.
-async fn rest(service: Arc<Service>, outputs: AllCarried) {
+async fn rest(service: &Service, mut outputs: AllCarried) {
     // Those who do not take their output in time lose it.
     let _late = timeout(LAST_WORDS, outputs.wait()).await;
     if let Some(task) = service.task.lock().await.as_ref() {

@@ -1,12 +1,13 @@
 //! Between a process's streams and what containerd gave for them: pipes with names, or files.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
@@ -64,13 +65,17 @@ impl Sink {
 struct Pace {
     bytes_per_second: u64,
     free_at: Mutex<Instant>,
+    /// Whether it holds no longer.
+    over: watch::Sender<bool>,
 }
 
 impl Pace {
     fn new(bytes_per_second: u64) -> Arc<Pace> {
-        Arc::new(Pace { bytes_per_second, free_at: Mutex::new(Instant::now()) })
+        let free_at = Mutex::new(Instant::now());
+        Arc::new(Pace { bytes_per_second, free_at, over: watch::Sender::new(false) })
     }
 
+    /// Waits for as long as so many bytes take, or until there is no hurry to be held back any more.
     async fn spend(&self, bytes: usize) {
         let until = {
             let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,7 +83,11 @@ impl Pace {
             *free_at = (*free_at).max(Instant::now()) + Duration::from_nanos(nanoseconds);
             *free_at
         };
-        sleep_until(until).await;
+        let mut over = self.over.subscribe();
+        tokio::select! {
+            () = sleep_until(until) => {}
+            _ = over.wait_for(|over| *over) => {}
+        }
     }
 }
 
@@ -86,6 +95,8 @@ impl Pace {
 #[derive(Clone)]
 pub(super) struct Outputs {
     pace: Option<Arc<Pace>>,
+    /// Counts what was taken, so that a slow reader is told from one that is gone.
+    progress: Arc<AtomicU64>,
     /// Held by each for as long as it is carried.
     _open: mpsc::Sender<()>,
 }
@@ -96,12 +107,31 @@ pub(super) struct AllCarried(mpsc::Receiver<()>);
 impl Outputs {
     pub(super) fn new(bytes_per_second: Option<u64>) -> (Outputs, AllCarried) {
         let (open, closed) = mpsc::channel(1);
-        (Outputs { pace: bytes_per_second.map(Pace::new), _open: open }, AllCarried(closed))
+        let pace = bytes_per_second.map(Pace::new);
+        (Outputs { pace, progress: Arc::default(), _open: open }, AllCarried(closed))
+    }
+
+    /// How much has been taken so far, of all outputs together.
+    pub(super) fn progress(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.progress)
+    }
+
+    /// Lets go of the pace: the container has ended, and what is left is little. Its caller waits for it.
+    pub(super) fn hurry(&self) {
+        if let Some(pace) = &self.pace {
+            pace.over.send_replace(true);
+        }
+    }
+
+    /// Bytes that are written at once: with a pace, a quarter of a second's.
+    fn piece(&self) -> usize {
+        let most = |pace: &Arc<Pace>| usize::try_from(pace.bytes_per_second / 4).unwrap_or(usize::MAX).max(1);
+        self.pace.as_ref().map_or(usize::MAX, most)
     }
 }
 
 impl AllCarried {
-    pub(super) async fn wait(mut self) {
+    pub(super) async fn wait(&mut self) {
         // Nothing is ever sent: this is the end of the last sender.
         let _closed = self.0.recv().await;
     }
@@ -111,12 +141,15 @@ impl AllCarried {
 pub(super) fn carry_output(mut from: OutputStream, mut to: Sink, outputs: Outputs) -> JoinHandle<()> {
     tokio::spawn(async move {
         while let Some(bytes) = from.next().await {
-            if let Err(error) = to.write(&bytes).await {
-                tracing::warn!("the container's output is lost: {error}");
-                return;
-            }
-            if let Some(pace) = &outputs.pace {
-                pace.spend(bytes.len()).await;
+            for piece in bytes.chunks(outputs.piece()) {
+                if let Err(error) = to.write(piece).await {
+                    tracing::warn!("the container's output is lost: {error}");
+                    return;
+                }
+                outputs.progress.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                if let Some(pace) = &outputs.pace {
+                    pace.spend(piece.len()).await;
+                }
             }
             from.taken(bytes.len()).await;
         }

@@ -1,6 +1,7 @@
 //! One process of the task: the container's first, or one that was run in it later.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bailey_types::guest::spec;
@@ -13,7 +14,7 @@ use super::io::{self, Outputs, Sink};
 use crate::error::Result;
 use crate::guest::Guest;
 
-/// Longest wait for output that nobody takes, once its process has ended.
+/// Longest wait for output of which nothing is taken, once its process has ended.
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// How a process ended.
@@ -45,6 +46,8 @@ pub(super) struct Process {
     pub(super) started: bool,
     pub(super) exit: watch::Sender<Option<Exit>>,
     outputs: Vec<JoinHandle<()>>,
+    /// Grows while somebody takes output.
+    progress: Arc<AtomicU64>,
     input: Option<JoinHandle<()>>,
     close_input: Arc<Notify>,
 }
@@ -63,6 +66,7 @@ impl Process {
             started: false,
             exit: watch::Sender::new(None),
             outputs: Vec::new(),
+            progress: Arc::default(),
             input: None,
             close_input: Arc::default(),
         }
@@ -75,6 +79,7 @@ impl Process {
     /// Opens the caller's ends of the streams and starts to carry them. Comes before the process is made: its first
     /// words must find their way.
     pub(super) fn attach(&mut self, guest: &Guest, outputs: &Outputs) -> Result<()> {
+        self.progress = outputs.progress();
         let streams =
             [(&self.names.output, Stdio::Out, true), (&self.names.error, Stdio::Err, !self.names.terminal)];
         for (name, stdio, wanted) in streams {
@@ -98,14 +103,16 @@ impl Process {
 
     /// Waits until all output has reached the caller, or nobody takes it.
     pub(super) async fn drain(&mut self) {
-        let drained = timeout(DRAIN, async {
-            for output in &mut self.outputs {
-                // One that panicked has nothing left to carry.
-                let _ended = output.await;
+        for output in &mut self.outputs {
+            let mut taken = self.progress.load(Ordering::Relaxed);
+            while timeout(DRAIN, &mut *output).await.is_err() {
+                let now = self.progress.load(Ordering::Relaxed);
+                if now == taken {
+                    tracing::warn!("the last output of {} was not taken", self.exec_id);
+                    break;
+                }
+                taken = now;
             }
-        });
-        if drained.await.is_err() {
-            tracing::warn!("the last output of {} was not taken", self.exec_id);
         }
         self.detach();
     }

@@ -10,6 +10,9 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 
+/// How a kernel says that it gives up.
+const PANIC: &str = "Kernel panic";
+
 /// Bytes that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -68,6 +71,9 @@ impl Tail {
         let text: String =
             String::from_utf8_lossy(&bytes).chars().filter(|c| *c == '\n' || !c.is_control()).collect();
         let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        // What follows a panic's first line is addresses: the cause is in the line itself and those before it.
+        let end = lines.iter().rposition(|line| line.contains(PANIC)).map_or(lines.len(), |line| line + 1);
+        let lines = &lines[..end];
         lines[lines.len().saturating_sub(count)..].join(" | ")
     }
 }
@@ -87,6 +93,13 @@ mod tests {
         drop(theirs);
         tail.drained().await;
         assert_eq!(tail.lines(1), "last");
+    }
+
+    #[test]
+    fn a_panic_is_shown_by_its_cause() {
+        let tail = Tail::default();
+        tail.remember(b"no init\nKernel panic - not syncing: no init found\nCall Trace:\n 0x1\n 0x2\n 0x3\n");
+        assert_eq!(tail.lines(2), "no init | Kernel panic - not syncing: no init found");
     }
 
     #[test]

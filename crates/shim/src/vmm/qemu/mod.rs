@@ -252,6 +252,8 @@ impl Machine for Vm {
         if let Err(error) = self.watched.readable().await {
             return format!("QEMU could not be watched: {error}");
         }
+        self.console.drained().await;
+        self.complaints.drained().await;
         match self.jailed.wait() {
             Ok(status) => format!("QEMU ended: {}", describe(status)),
             Err(_) => "QEMU has ended".to_owned(),
