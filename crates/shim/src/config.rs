@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bundle::parse_size;
 use crate::error::{Context, Error, Kind, Result};
+use crate::size::parse_size;
+
+/// The environment's name for the settings' file.
+pub(crate) const FILE_VARIABLE: &str = "BAILEY_SHIM_CONFIG";
 
 const DEFAULT_PATH: &str = "/etc/bailey/shim.toml";
 
@@ -74,6 +77,8 @@ struct Raw {
 /// The settings, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
+    /// The file that was named for them, for programs that are to have the same.
+    pub(crate) file: Option<PathBuf>,
     /// Kernels and initramfs: one folder for each flavour.
     pub(crate) guest_dir: PathBuf,
     /// What lives as long as the machine is up.
@@ -104,7 +109,7 @@ pub(crate) struct Config {
 impl Config {
     /// Reads the settings from `path` if it is given, else from where they usually are.
     pub(crate) fn load(path: Option<&Path>) -> Result<Config> {
-        let from_environment = environment("BAILEY_SHIM_CONFIG").map(PathBuf::from);
+        let from_environment = environment(FILE_VARIABLE).map(PathBuf::from);
         let named = path.map(Path::to_owned).or(from_environment);
         let file = named.clone().unwrap_or_else(|| DEFAULT_PATH.into());
         let doing = || format!("reading the settings in {}", file.display());
@@ -113,7 +118,8 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound && named.is_none() => Raw::default(),
             Err(error) => return Err(error).context_as(Kind::Invalid, doing),
         };
-        raw.validate().map_err(|error| Error::invalid(doing()).because(error))
+        let config = raw.validate().map_err(|error| Error::invalid(doing()).because(error))?;
+        Ok(Config { file: named, ..config })
     }
 }
 
@@ -131,6 +137,7 @@ impl Raw {
     fn validate(self) -> Result<Config> {
         let or = |path: Option<PathBuf>, default: &str| path.unwrap_or_else(|| default.into());
         let config = Config {
+            file: None,
             guest_dir: or(self.guest_dir, "/usr/lib/bailey/guest"),
             state_dir: or(self.state_dir, "/run/bailey"),
             cache_dir: or(self.cache_dir, "/var/lib/bailey/shim"),

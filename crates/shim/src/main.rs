@@ -17,6 +17,7 @@ mod kvm;
 mod log;
 mod sandbox;
 mod scratch;
+mod size;
 mod task;
 mod template;
 mod vmm;

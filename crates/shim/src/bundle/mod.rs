@@ -14,7 +14,7 @@ use bailey_host::cgroup::weight_from_shares;
 use bailey_types::guest::spec::{Container, Limits};
 use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
-pub(crate) use self::annotations::{Annotations, Class, IoLimits, parse_size};
+pub(crate) use self::annotations::{Annotations, Class, IoLimits};
 pub(crate) use self::harden::harden;
 pub(crate) use self::process::convert_process;
 use crate::error::{Context, Error, Kind, Result};

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 
 pub(crate) use self::keeper::keep;
 use crate::args::Args;
-use crate::config::Config;
+use crate::config::{Config, FILE_VARIABLE};
 use crate::error::{Context, Error, Kind, Result};
 use crate::vmm::{Description, Saved, Shape};
 
@@ -81,7 +81,7 @@ pub(crate) fn get(config: &Config, namespace: &str, driver: &Description, shape:
     if let Some(saved) = ask(&socket)? {
         return Ok(saved);
     }
-    start_keeper(namespace, shape)?;
+    start_keeper(config, namespace, shape)?;
     ask(&socket)?.ok_or_else(|| Error::internal("the template's keeper ended at once"))
 }
 
@@ -91,9 +91,10 @@ fn ask(socket: &Path) -> Result<Option<Saved>> {
     hand_over::take(&stream, GIVE)
 }
 
-fn start_keeper(namespace: &str, shape: &Shape) -> Result<()> {
+fn start_keeper(config: &Config, namespace: &str, shape: &Shape) -> Result<()> {
     let doing = || "starting a template's keeper".to_owned();
     let mut keeper = Command::new("/proc/self/exe")
+        .envs(config.file.as_ref().map(|file| (FILE_VARIABLE, file)))
         .args(["-namespace", namespace, "-id"])
         .arg(format!("{}-{}", shape.memory_bytes, shape.vcpus))
         .arg("keep-template")
