@@ -93,12 +93,12 @@ fn processor_time_is_bounded() -> Result<()> {
 #[test]
 fn memory_up_to_the_limit_can_be_used() -> Result<()> {
     test_with(&base(), |machine, image| {
-        // Python itself takes ten of them.
-        let script = "python3 -c 'b = bytearray(b\"x\") * (50 << 20); print(len(b) >> 20)'; \
+        // Python itself takes ten of them, and a kernel's books for it count, too: some kernels need a few more.
+        let script = "python3 -c 'b = bytearray(b\"x\") * (44 << 20); print(len(b) >> 20)'; \
             python3 -c 'b = bytearray(b\"x\") * (80 << 20); print(len(b) >> 20)'; echo code $?; exec sleep 1000";
         let mut task = machine.run(image).memory_mib(64).sh(script).start()?;
-        assert_eq!(task.wait_for("code ")?.lines().next(), Some("50"));
-        assert!(task.wait_for("\ncode 137\n")?.starts_with("50\ncode"));
+        assert_eq!(task.wait_for("code ")?.lines().next(), Some("44"));
+        assert!(task.wait_for("\ncode 137\n")?.starts_with("44\ncode"));
         assert_eq!(task.sh("echo still here")?.success()?.text(), "still here\n");
         task.end()?.expect(137).map(drop)
     })
