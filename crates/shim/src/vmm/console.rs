@@ -23,6 +23,15 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Longest wait for the last bytes of a stream whose writer has ended.
 const DRAINED: Duration = Duration::from_millis(500);
 
+/// Lines of each that are shown when a guest ends by itself.
+const LAST_LINES: usize = 5;
+
+/// What a VMM complained of and its guest's console showed last.
+pub(crate) fn last_words(complaints: &Tail, console: &Tail) -> String {
+    let words = [complaints, console].map(|tail| tail.lines(LAST_LINES));
+    words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join(" | ")
+}
+
 /// The last bytes of a stream.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tail(Arc<Mutex<VecDeque<u8>>>);

@@ -40,7 +40,7 @@ use self::parent::{Entry, Order, Parent};
 use self::place::{Bind, Place, Root};
 use self::requests::{API, DEVICES, INITRAMFS, KERNEL, MEMORY, ROOT, SCRATCH};
 use self::store::{Store, Trees};
-use super::console::Tail;
+use super::console::{self, Tail};
 use super::{Description, Driver, Launch, Machine, Origin, Saved, Shape};
 use crate::bundle::IoLimits;
 use crate::config::Config;
@@ -48,9 +48,6 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// Memory that Firecracker, the copy of its program, and the process above it take beside the guest's.
 const OVERHEAD: u64 = 64 << 20;
-
-/// Lines of the console that are shown when a guest ends by itself.
-const LAST_LINES: usize = 5;
 
 /// Longest wait for Firecracker to answer, and to save or load a VM: with its memory, that depends on the host.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -367,10 +364,6 @@ impl Machine for Vm {
     }
 
     fn last_words(&self) -> String {
-        [self.complaints.lines(LAST_LINES), self.console.lines(LAST_LINES)]
-            .into_iter()
-            .filter(|words| !words.is_empty())
-            .collect::<Vec<_>>()
-            .join(" | ")
+        console::last_words(&self.complaints, &self.console)
     }
 }

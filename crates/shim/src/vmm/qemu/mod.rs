@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 
 use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
 use self::qmp::Monitor;
-use super::console::Tail;
+use super::console::{self, Tail};
 use super::{Description, Driver, Launch, Machine, Origin, Saved, Shape, memory};
 use crate::error::{Context, Error, Kind, Result};
 
@@ -37,9 +37,6 @@ const DATA: [&str; 6] = [
     "/usr/share/qemu/linuxboot_dma.bin",
     "/usr/share/seabios/bios-microvm.bin",
 ];
-
-/// Lines of the console that are shown when a guest ends by itself.
-const LAST_LINES: usize = 5;
 
 pub(crate) struct Qemu {
     program: PathBuf,
@@ -261,11 +258,7 @@ impl Machine for Vm {
     }
 
     fn last_words(&self) -> String {
-        [self.complaints.lines(LAST_LINES), self.console.lines(LAST_LINES)]
-            .into_iter()
-            .filter(|words| !words.is_empty())
-            .collect::<Vec<_>>()
-            .join(" | ")
+        console::last_words(&self.complaints, &self.console)
     }
 }
 
