@@ -11,6 +11,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result, anyhow};
 
@@ -86,8 +87,12 @@ pub fn guest_dir() -> Result<PathBuf> {
     value("BAILEY_GUEST_DIR").map_or_else(|| Ok(cache_dir()?.join("guest")), Ok)
 }
 
-/// The folder of the repository.
+/// The folder of the repository: where cargo runs this from. Where it was built says nothing, since two checkouts may
+/// share one build folder.
 pub fn repository() -> &'static Path {
-    let e2e = Path::new(env!("CARGO_MANIFEST_DIR"));
-    e2e.parent().unwrap_or(e2e)
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let crate_dir = value("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        crate_dir.parent().map(Path::to_owned).unwrap_or(crate_dir)
+    });
+    &FOLDER
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use sha2::{Digest as _, Sha256};
@@ -15,10 +16,15 @@ pub(crate) fn say(line: impl std::fmt::Display) {
     println!("{line}");
 }
 
-/// The folder of the repository.
+/// The folder of the repository: where cargo runs this from. Where it was built says nothing, since two checkouts may
+/// share one build folder.
 pub(crate) fn repository() -> &'static Path {
-    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
-    xtask.parent().unwrap_or(xtask)
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        let run = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let xtask = run.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        xtask.parent().map(Path::to_owned).unwrap_or(xtask)
+    });
+    &FOLDER
 }
 
 /// The folder for guests: what was asked for, else what the environment says, else the user's cache.
