@@ -16,7 +16,7 @@ use crate::container::{self, Waiting};
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
 use crate::process::{Process, Step};
-use crate::{cgroup, identity, sys};
+use crate::{cgroup, identity, rehearsal, sys};
 
 /// What an event is about: a stream's channel number, shifted to leave room for these.
 const TOKEN_HOST: u64 = 0;
@@ -163,6 +163,13 @@ impl Agent {
 
     fn serve(&mut self, request: Request) -> Result<Response> {
         match request {
+            Request::Rehearse { setup, container } => {
+                if !matches!(self.stage, Stage::Blank) {
+                    return Err(Error::state("rehearsing a start", "the sandbox is set up already"));
+                }
+                rehearsal::rehearse(&mut self.disks, &setup, &container)?;
+                Ok(Response::Done)
+            }
             Request::Setup(setup) => {
                 if !matches!(self.stage, Stage::Blank) {
                     return Err(Error::state("setting up the sandbox", "it is set up already"));

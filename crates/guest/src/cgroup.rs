@@ -25,6 +25,11 @@ pub(crate) fn create() -> Result<()> {
     fs::create_dir(CONTAINER).context(|| "making the container's cgroup".into())
 }
 
+/// Removes the container's cgroup, in which nothing may be any more.
+pub(crate) fn remove() -> Result<()> {
+    fs::remove_dir(CONTAINER).context(|| "removing the container's cgroup".into())
+}
+
 /// A descriptor of the cgroup, for processes that are born in it.
 pub(crate) fn open() -> Result<File> {
     fs::OpenOptions::new()

@@ -12,6 +12,7 @@ mod disk;
 mod error;
 mod identity;
 mod process;
+mod rehearsal;
 mod streams;
 mod sys;
 

@@ -18,6 +18,7 @@ use crate::config::FromContainerd;
 use crate::error::{Context, Result};
 use crate::log;
 use crate::task::{Endpoint, Publisher, Service};
+use crate::template::Spare;
 
 /// The task API's name on the wire, in its two versions. Their messages are the same.
 const TASK_V2: &str = "containerd.task.v2.Task";
@@ -32,13 +33,19 @@ pub(crate) fn serve(args: &Args) -> Result<()> {
     let listener =
         bailey_host::sys::process::inherited(SOCKET_FD).context(|| "taking the socket over".into())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.context(|| "starting the runtime".into())?.block_on(run(args, listener.into()))
+    let events = FromContainerd::read().ttrpc_address;
+    runtime.context(|| "starting the runtime".into())?.block_on(run(args, listener.into(), events, None))
 }
 
-async fn run(args: &Args, listener: UnixListener) -> Result<()> {
-    let from_containerd = FromContainerd::read();
-    let (publisher, sending) = Publisher::start(&args.namespace, from_containerd.ttrpc_address);
-    let service = Service::new(&args.namespace, &args.id, publisher);
+/// Serves a socket; events go to the address of containerd's. The sandbox is the spare's, if there is one.
+pub(crate) async fn run(
+    args: &Args,
+    listener: UnixListener,
+    events: Option<String>,
+    spare: Option<Spare>,
+) -> Result<()> {
+    let (publisher, sending) = Publisher::start(&args.namespace, events);
+    let service = Service::new(&args.namespace, &args.id, publisher, spare);
     let listener = Listener::try_from(listener).context(|| "opening the socket".into())?;
     let mut server = server(listener, &service);
     server.start().await.context(|| "serving the task API".into())?;
@@ -102,7 +109,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let (publisher, _sending) = Publisher::start("namespace", None);
-        let service = Service::new("namespace", "id", publisher);
+        let service = Service::new("namespace", "id", publisher, None);
         let listener = Listener::try_from(UnixListener::bind(&path).unwrap()).unwrap();
         let mut server = server(listener, &service);
         server.start().await.unwrap();

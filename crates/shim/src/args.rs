@@ -16,6 +16,8 @@ pub(crate) enum Action {
     Serve,
     /// Boot, save and hand out one template.
     KeepTemplate,
+    /// Bring up a VM that waits for its sandbox, and then serve that.
+    Spare,
     /// End the templates of a namespace.
     DropTemplates,
     /// Tell containerd what this runtime is.
@@ -93,6 +95,7 @@ fn parse_action(word: &str) -> Result<Action> {
         "delete" => Ok(Action::Delete),
         "serve" => Ok(Action::Serve),
         "keep-template" => Ok(Action::KeepTemplate),
+        "spare" => Ok(Action::Spare),
         "drop-templates" => Ok(Action::DropTemplates),
         _ => Err(Error::invalid(format!("the action {word} is not known"))),
     }

@@ -22,6 +22,7 @@ use crate::bundle::{self, Class};
 use crate::clock;
 use crate::config::{Config, FromContainerd};
 use crate::error::{Context, Error, Kind, Result};
+use crate::template;
 
 /// The descriptor on which the serving process finds its socket: standard input.
 pub(crate) const SOCKET_FD: i32 = 0;
@@ -46,7 +47,9 @@ pub(crate) fn start(args: &Args) -> Result<()> {
     let listener = listen(&socket)?;
     let address = format!("unix://{}", socket.display());
     fs::write(ADDRESS_FILE, &address).context(|| format!("writing {ADDRESS_FILE} in the bundle"))?;
-    let pid = serve(args, &listener)?;
+    // What a spare cannot do, or fails at, a shim of its own does, or tells why not.
+    let adopted = template::adopt(&config, args, &spec, &listener).ok().flatten();
+    let pid = adopted.map_or_else(|| serve(args, &listener), Ok)?;
     fs::write("shim.pid", pid.to_string()).context(|| "writing shim.pid in the bundle".into())?;
     let mut out = io::stdout();
     let reply = reply(FromContainerd::read().newest_api, &address);

@@ -17,6 +17,9 @@ use crate::size::parse_size;
 /// The environment's name for the settings' file.
 pub(crate) const FILE_VARIABLE: &str = "BAILEY_SHIM_CONFIG";
 
+/// Most VMs that may wait for sandboxes, for each template.
+const SPARES_MAX: u64 = 64;
+
 const DEFAULT_PATH: &str = "/etc/bailey/shim.toml";
 
 /// Which VMM runs the sandboxes.
@@ -69,6 +72,8 @@ struct Raw {
     template_max_age_seconds: Option<u64>,
     template_max_clones: Option<u64>,
     template_max_idle_seconds: Option<u64>,
+    spares: Option<u64>,
+    spare_max_idle_seconds: Option<u64>,
     first_uid: Option<u32>,
     uids: Option<u32>,
     container_class_namespaces: Vec<String>,
@@ -100,6 +105,10 @@ pub(crate) struct Config {
     pub(crate) template_max_age: Duration,
     pub(crate) template_max_clones: u64,
     pub(crate) template_max_idle: Duration,
+    /// VMs that wait for a sandbox, for each template.
+    pub(crate) spares: u64,
+    /// How long they wait after the last sandbox.
+    pub(crate) spare_max_idle: Duration,
     /// Users that VMMs run as; nothing else on the host may use them.
     pub(crate) uids: Range<u32>,
     /// The namespaces (tenants) that may use the container class.
@@ -153,6 +162,8 @@ impl Raw {
             template_max_age: Duration::from_secs(self.template_max_age_seconds.unwrap_or(3600)),
             template_max_clones: self.template_max_clones.unwrap_or(1000),
             template_max_idle: Duration::from_secs(self.template_max_idle_seconds.unwrap_or(900)),
+            spares: spares(self.spares.unwrap_or(1))?,
+            spare_max_idle: Duration::from_secs(self.spare_max_idle_seconds.unwrap_or(300)),
             uids: uids(self.first_uid.unwrap_or(2_000_000_000), self.uids.unwrap_or(10_000))?,
             container_class_namespaces: self.container_class_namespaces,
         };
@@ -178,6 +189,15 @@ impl Raw {
 
 fn size(key: &str, text: Option<&str>, default: u64) -> Result<u64> {
     text.map_or(Ok(default), |text| parse_size(text).map_err(|error| Error::invalid(key).because(error)))
+}
+
+fn spares(count: u64) -> Result<u64> {
+    if count <= SPARES_MAX {
+        return Ok(count);
+    }
+    Err(Error::invalid(format!(
+        "spares {count} is more than {SPARES_MAX}: each takes the memory of an idle VM"
+    )))
 }
 
 fn uids(first: u32, count: u32) -> Result<Range<u32>> {

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         Action::Delete => commands::delete(&args),
         Action::Serve => app::serve(&args),
         Action::KeepTemplate => template::keep(&args),
+        Action::Spare => template::wait(&args),
         Action::DropTemplates => template::drop_all(&args),
         Action::Info => commands::info(),
         Action::Version => commands::version(),

@@ -10,7 +10,8 @@ use bailey_host::cgroup::{Cgroup, Limits};
 use bailey_host::jail::uid::{self, UidLease};
 use bailey_host::sys::tsc;
 use bailey_types::guest::message::Request;
-use bailey_types::guest::spec::Setup;
+use bailey_types::guest::spec::{RootDisk, Scratch, Setup};
+use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -19,6 +20,7 @@ use crate::config::{AccelChoice, Config, Start, VmmChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{Event, Guest};
 use crate::image::{Image, getrandom};
+use crate::template::Spare;
 use crate::vmm::firecracker::Firecracker;
 use crate::vmm::qemu::Qemu;
 use crate::vmm::qemu::args::Accel;
@@ -88,23 +90,29 @@ pub(crate) fn lease_uid(config: &Config) -> Result<UidLease> {
 
 /// The VMM that the settings name, with KVM if it truly works.
 pub(crate) async fn driver(config: &Config) -> Result<Box<dyn Driver>> {
-    if config.vmm == VmmChoice::Firecracker {
-        return firecracker(config);
+    match known_driver(config)? {
+        Some(driver) => Ok(driver),
+        None => Ok(qemu(config, try_kvm(config).await?)),
     }
-    let tcg = || Accel::Tcg { tsc_khz: tsc_khz(&config.state_dir) };
-    let accel = match config.accel {
-        AccelChoice::Kvm => Accel::Kvm,
-        AccelChoice::Tcg => tcg(),
-        AccelChoice::Auto if !kvm::possible() => tcg(),
-        AccelChoice::Auto => {
-            let works = match kvm::remembered(&config.state_dir) {
-                Some(works) => works,
-                None => try_kvm(config).await?,
-            };
-            if works { Accel::Kvm } else { tcg() }
-        }
+}
+
+/// The VMM that the settings name; none if it has to be tried first whether KVM works.
+pub(crate) fn known_driver(config: &Config) -> Result<Option<Box<dyn Driver>>> {
+    if config.vmm == VmmChoice::Firecracker {
+        return firecracker(config).map(Some);
+    }
+    let kvm = match config.accel {
+        AccelChoice::Kvm => Some(true),
+        AccelChoice::Tcg => Some(false),
+        AccelChoice::Auto if !kvm::possible() => Some(false),
+        AccelChoice::Auto => kvm::remembered(&config.state_dir),
     };
-    Ok(Box::new(Qemu::new(&config.qemu, &config.cache_dir, accel)))
+    Ok(kvm.map(|kvm| qemu(config, kvm)))
+}
+
+fn qemu(config: &Config, kvm: bool) -> Box<dyn Driver> {
+    let accel = if kvm { Accel::Kvm } else { Accel::Tcg { tsc_khz: tsc_khz(&config.state_dir) } };
+    Box::new(Qemu::new(&config.qemu, &config.cache_dir, accel))
 }
 
 /// Firecracker, where it can be: it emulates nothing.
@@ -170,7 +178,10 @@ pub(crate) async fn until_ready(config: &Config, guest: &Guest, machine: &dyn Ma
 }
 
 /// Does something with the guest; if that fails, or its VMM ends first, says what both said last.
-async fn with_machine<T>(machine: &dyn Machine, work: impl Future<Output = Result<T>>) -> Result<T> {
+pub(crate) async fn with_machine<T>(
+    machine: &dyn Machine,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     tokio::select! {
         result = work => {
             let Err(error) = result else { return result };
@@ -209,50 +220,43 @@ impl Sandbox {
         id: &str,
         plan: &Plan,
         image: Image,
+        spare: Option<Spare>,
     ) -> Result<(Sandbox, mpsc::Receiver<Event>)> {
         let begun = Instant::now();
         let driver = driver(config).await?;
-        let class = class(plan.memory_bytes.unwrap_or(config.memory_bytes));
-        let memory_bytes = (class + GUEST_FIXED + class / GUEST_PART).next_multiple_of(1 << 20);
-        let shape = Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus: plan.vcpus };
+        let shape = shape(config, plan)?;
         let cgroup =
             Cgroup::at(&plan.cgroup).context_as(Kind::Invalid, || "naming the sandbox's cgroup".into())?;
-        let cgroup =
-            OwnedCgroup::create(cgroup, &limits(plan, memory_bytes + driver.describe().overhead_bytes))?;
-        let lease = lease_uid(config)?;
+        let memory_bytes = shape.memory_bytes + driver.describe().overhead_bytes;
+        let cgroup = OwnedCgroup::create(cgroup, &limits(plan, memory_bytes))?;
         let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
         let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
         let scratch = scratch::create(&config.cache_dir, scratch_bytes)?;
-        let start = plan.annotations.start.unwrap_or(config.start);
-        let origin = match start {
-            Start::Cold => Origin::Boot,
-            Start::Warm => warm(config, namespace, &*driver, &shape).await,
+        let disks = Disks { root: image.file, scratch, io: plan.annotations.io };
+        let waiting = match spare.filter(|_| start(config, plan) == Start::Warm) {
+            Some(spare) => adopt(config, namespace, &*driver, &shape, spare, &cgroup.0, &disks).await,
+            None => None,
         };
-        let cold = matches!(origin, Origin::Boot);
-        tracing::debug!("prepared after {:?}, cold: {cold}", begun.elapsed());
-        let disks = Some(Disks { root: image.file, scratch, io: plan.annotations.io });
-        let uid = lease.uid();
-        let launch =
-            Launch { name: id, shape: &shape, origin, disks, uid, cgroup: &cgroup.0, taps: Vec::new() };
-        let mut machine = driver.launch(launch).await?;
-        let (guest, events) = Guest::connect(machine.channel().await?);
-        if cold {
-            until_ready(config, &guest, &*machine).await?;
-        }
+        let vm = match waiting {
+            Some(vm) => vm,
+            None => {
+                let origin = match start(config, plan) {
+                    Start::Cold => Origin::Boot,
+                    Start::Warm => warm(config, namespace, &*driver, &shape).await,
+                };
+                let place = Place { name: id, shape: &shape, cgroup: &cgroup.0 };
+                Vm::launch(config, &*driver, place, origin, Some(disks)).await?
+            }
+        };
         tracing::debug!("a VM runs after {:?}", begun.elapsed());
-        let mut entropy = [0; 32];
-        getrandom(&mut entropy)?;
         let setup = Setup {
-            entropy,
-            realtime_ns: clock::realtime_ns(),
             hostname: plan.container.hostname.clone().unwrap_or_else(|| "localhost".to_owned()),
-            root: image.root,
-            scratch: filesystem,
+            ..setup(image.root, filesystem)?
         };
-        with_machine(&*machine, guest.command(Request::Setup(Box::new(setup)))).await?;
+        with_machine(&*vm.machine, vm.guest.command(Request::Setup(Box::new(setup)))).await?;
         tracing::debug!("set up after {:?}", begun.elapsed());
-        let sandbox = Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease };
-        Ok((sandbox, events))
+        let Vm { machine, guest, events, uid } = vm;
+        Ok((Sandbox { machine, guest, cgroup, memory_bytes: class_of(config, plan), _uid: uid }, events))
     }
 
     /// Asks the guest, knowing that its VMM may end meanwhile.
@@ -262,6 +266,97 @@ impl Sandbox {
             end = self.machine.ended() => Err(Error::internal(format!("{end}; {}", last_words(&*self.machine)))),
         }
     }
+}
+
+/// A VM, and what came with its start.
+pub(crate) struct Vm {
+    pub(crate) machine: Box<dyn Machine>,
+    pub(crate) guest: Guest,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) uid: UidLease,
+}
+
+/// What a VM is on the host.
+pub(crate) struct Place<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) shape: &'a Shape,
+    pub(crate) cgroup: &'a Cgroup,
+}
+
+impl Vm {
+    /// Starts a VM, of which nothing is asked yet.
+    pub(crate) async fn launch(
+        config: &Config,
+        driver: &dyn Driver,
+        place: Place<'_>,
+        origin: Origin,
+        disks: Option<Disks>,
+    ) -> Result<Vm> {
+        let boots = !matches!(origin, Origin::Clone(_));
+        let uid = lease_uid(config)?;
+        let Place { name, shape, cgroup } = place;
+        let launch = Launch { name, shape, origin, disks, uid: uid.uid(), cgroup, taps: Vec::new() };
+        let mut machine = driver.launch(launch).await?;
+        let (guest, events) = Guest::connect(machine.channel().await?);
+        if boots {
+            until_ready(config, &guest, &*machine).await?;
+        }
+        Ok(Vm { machine, guest, events, uid })
+    }
+}
+
+/// Makes the VM that waits the sandbox's. None if it does not fit or has failed: there are other ways to start.
+async fn adopt(
+    config: &Config,
+    namespace: &str,
+    driver: &dyn Driver,
+    shape: &Shape,
+    spare: Spare,
+    cgroup: &Cgroup,
+    disks: &Disks,
+) -> Option<Vm> {
+    let wanted = template::socket(config, namespace, &driver.describe(), shape);
+    if wanted.ok()? != spare.template {
+        return None;
+    }
+    let adopted = async {
+        let disks = disks.try_clone().context(|| "copying a disk's descriptor".into())?;
+        cgroup
+            .add(Pid::from_raw(spare.vm.machine.pid().cast_signed()))
+            .context(|| "limiting the VMM".into())?;
+        spare.vm.machine.set_disks(disks).await?;
+        spare.vm.machine.resume().await
+    };
+    match adopted.await {
+        Ok(()) => Some(spare.vm),
+        Err(error) => {
+            tracing::warn!("the VM that was ready is of no use: {}", error.chain());
+            None
+        }
+    }
+}
+
+/// What makes a VM a sandbox of its own now.
+pub(crate) fn setup(root: RootDisk, scratch: Scratch) -> Result<Setup> {
+    let mut entropy = [0; 32];
+    getrandom(&mut entropy)?;
+    Ok(Setup { entropy, realtime_ns: clock::realtime_ns(), hostname: "localhost".to_owned(), root, scratch })
+}
+
+/// How the sandbox starts.
+pub(crate) fn start(config: &Config, plan: &Plan) -> Start {
+    plan.annotations.start.unwrap_or(config.start)
+}
+
+fn class_of(config: &Config, plan: &Plan) -> u64 {
+    class(plan.memory_bytes.unwrap_or(config.memory_bytes))
+}
+
+/// The shape of the VM that a plan needs.
+pub(crate) fn shape(config: &Config, plan: &Plan) -> Result<Shape> {
+    let class = class_of(config, plan);
+    let memory_bytes = (class + GUEST_FIXED + class / GUEST_PART).next_multiple_of(1 << 20);
+    Ok(Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus: plan.vcpus })
 }
 
 /// What the VMM may use on the host: the guest's memory and its own on top, the processors that were asked for.

@@ -11,5 +11,6 @@ mod life;
 mod limits;
 mod run;
 mod services;
+mod spares;
 mod templates;
 mod walls;

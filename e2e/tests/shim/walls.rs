@@ -207,7 +207,7 @@ fn what_is_written_is_noise_on_the_hosts_disk() -> Result<()> {
 }
 
 /// The disk that a VMM writes to: an open file of the shim's cache without a name.
-fn scratch_disk(vmm: &str) -> Result<PathBuf> {
+pub(crate) fn scratch_disk(vmm: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(format!("/proc/{vmm}/fd")).context("listing the VMM's files")? {
         let path = entry?.path();
         let target = fs::read_link(&path)?;

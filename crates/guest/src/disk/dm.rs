@@ -19,6 +19,7 @@ const READONLY: u32 = 1 << 0;
 const SECURE_DATA: u32 = 1 << 15;
 
 const DEV_CREATE: u32 = 0xc138_fd03;
+const DEV_REMOVE: u32 = 0xc138_fd04;
 const DEV_SUSPEND: u32 = 0xc138_fd06;
 const TABLE_LOAD: u32 = 0xc138_fd09;
 const TABLE_CLEAR: u32 = 0xc138_fd0a;
@@ -67,6 +68,11 @@ impl Control {
         let flags = if readonly { READONLY } else { 0 };
         self.call(TABLE_LOAD, "rehearsing the table of", device.name, flags | SECURE_DATA, Some(target))?;
         self.call(TABLE_CLEAR, "clearing the table of", device.name, 0, None).map(drop)
+    }
+
+    /// Removes a device that nobody has open, with all that was kept of what it showed.
+    pub(crate) fn remove(&self, device: &Device) -> Result<()> {
+        self.call(DEV_REMOVE, "removing", device.name, 0, None).map(drop)
     }
 
     fn call(

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bailey_types::guest::spec::{RootDisk, Scratch};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MsFlags, mount, umount};
 
 use crate::error::{Context, Error, Result};
 
@@ -67,6 +67,17 @@ impl Disks {
         let options =
             format!("lowerdir={LOWER},upperdir={},workdir={},volatile", upper.display(), work.display());
         mount_at(Path::new("overlay"), ROOT, "overlay", MsFlags::empty(), &options)
+    }
+
+    /// Undoes [`Disks::mount_root`]: afterwards nothing that was on the disks is known any more.
+    pub(crate) fn unmount_root(&mut self) -> Result<()> {
+        for target in [ROOT, SCRATCH, LOWER] {
+            umount(target).context(|| format!("unmounting {target}"))?;
+        }
+        self.control.remove(&self.lower)?;
+        self.control.remove(&self.upper)?;
+        *self = Disks::prepare()?;
+        Ok(())
     }
 }
 

@@ -25,13 +25,15 @@ use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
 use crate::image::{self, Layers, RootfsMount};
 use crate::sandbox::Sandbox;
+use crate::template::Spare;
 
 pub(crate) struct Service {
     pub(super) namespace: String,
     pub(super) id: String,
     pub(super) publisher: Publisher,
     pub(super) task: Mutex<Option<Task>>,
-    creating: Mutex<()>,
+    /// Held while a task is made; and the VM that is ready for it, if one is.
+    creating: Mutex<Option<Spare>>,
     /// Told when the shim is to end.
     pub(crate) shutdown: Notify,
 }
@@ -59,13 +61,13 @@ impl Task {
 }
 
 impl Service {
-    pub(crate) fn new(namespace: &str, id: &str, publisher: Publisher) -> Arc<Service> {
+    pub(crate) fn new(namespace: &str, id: &str, publisher: Publisher, spare: Option<Spare>) -> Arc<Service> {
         Arc::new(Service {
             namespace: namespace.to_owned(),
             id: id.to_owned(),
             publisher,
             task: Mutex::new(None),
-            creating: Mutex::new(()),
+            creating: Mutex::new(spare),
             shutdown: Notify::new(),
         })
     }
@@ -77,7 +79,7 @@ impl Service {
 
     pub(super) async fn create_task(self: &Arc<Service>, request: api::CreateTaskRequest) -> Result<u32> {
         // Making a sandbox takes its time: whoever asks meanwhile is told that there is none yet.
-        let _one = self.creating.try_lock().map_err(|_| self.exists())?;
+        let mut creating = self.creating.try_lock().map_err(|_| self.exists())?;
         if self.task.lock().await.is_some() {
             return Err(self.exists());
         }
@@ -106,7 +108,8 @@ impl Service {
             plan.container.process = *spec;
         }
         let image = self.image(&config, &bundle, &plan.root, &request).await?;
-        let (sandbox, events) = Sandbox::launch(&config, &self.namespace, &self.id, &plan, image).await?;
+        let (sandbox, events) =
+            Sandbox::launch(&config, &self.namespace, &self.id, &plan, image, creating.take()).await?;
         let (outputs, all_carried) = Outputs::new(plan.annotations.log_bytes_per_second);
         init.attach(&sandbox.guest, &outputs)?;
         sandbox.request(Request::Create(Box::new(fit(&plan, &sandbox)))).await?;

@@ -2,21 +2,22 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::net::UnixStream as StdStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bailey_host::cgroup::{Cgroup, Limits};
 use tokio::io::AsyncReadExt;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{END, READY, folder, hand_over, socket};
+use super::pool::Pool;
+use super::{END, READY, SPARE, folder, hand_over, socket};
 use crate::args::Args;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
-use crate::guest::Guest;
-use crate::sandbox;
-use crate::vmm::{Driver, GuestImage, Launch, Origin, Saved, Shape};
+use crate::sandbox::{self, Place, Vm};
+use crate::vmm::{Driver, GuestImage, Origin, Saved, Shape};
 
 /// Longest wait for a request on a connection.
 const ASKED: Duration = Duration::from_secs(5);
@@ -33,6 +34,7 @@ pub(crate) fn keep(args: &Args) -> Result<()> {
         let driver = sandbox::driver(&config).await?;
         let path = socket(&config, &args.namespace, &driver.describe(), &shape)?;
         let saved = make(&config, &args.namespace, &*driver, &shape).await?;
+        let pool = Pool::new(&config, &args.namespace, &args.id, driver.describe().late_disks);
         drop(driver);
         let listener = listen(&path)?;
         let mut out = std::io::stdout();
@@ -41,7 +43,7 @@ pub(crate) fn keep(args: &Args) -> Result<()> {
             .context(|| "telling that the template is there".into())?;
         let null = File::options().write(true).open("/dev/null").context(|| "opening /dev/null".into())?;
         nix::unistd::dup2_stdout(&null).context(|| "closing the output".into())?;
-        let served = serve(&config, &listener, &saved).await;
+        let served = serve(&config, &listener, &saved, pool).await;
         fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
         // Others may be there still, or another may have removed it.
         let _shared = fs::remove_dir(folder(&config.state_dir, &args.namespace));
@@ -50,7 +52,7 @@ pub(crate) fn keep(args: &Args) -> Result<()> {
 }
 
 /// The shape that the first asker named: bytes of memory and processors.
-fn shape(config: &Config, id: &str) -> Result<Shape> {
+pub(super) fn shape(config: &Config, id: &str) -> Result<Shape> {
     let parts =
         id.split_once('-').and_then(|(memory, vcpus)| Some((memory.parse().ok()?, vcpus.parse().ok()?)));
     let (memory_bytes, vcpus) =
@@ -60,7 +62,6 @@ fn shape(config: &Config, id: &str) -> Result<Shape> {
 
 /// Boots a VM up to its guest's greeting, and saves it.
 async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
-    let lease = sandbox::lease_uid(config)?;
     let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
     let cgroup = Cgroup::at(
         &Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())),
@@ -73,19 +74,9 @@ async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Sha
             ..Limits::default()
         },
     )?;
-    let launch = Launch {
-        name: &name,
-        shape,
-        origin: Origin::Template,
-        disks: None,
-        uid: lease.uid(),
-        cgroup: &cgroup,
-        taps: Vec::new(),
-    };
-    let mut machine = driver.launch(launch).await?;
-    let (guest, _no_events) = Guest::connect(machine.channel().await?);
-    sandbox::until_ready(config, &guest, &*machine).await?;
-    machine.save().await
+    let place = Place { name: &name, shape, cgroup: &cgroup };
+    let vm = Vm::launch(config, driver, place, Origin::Template, None).await?;
+    vm.machine.save().await
 }
 
 fn listen(path: &PathBuf) -> Result<UnixListener> {
@@ -99,32 +90,44 @@ fn listen(path: &PathBuf) -> Result<UnixListener> {
 }
 
 /// Hands the template out until it is too old, used up, unused for too long, or asked to end.
-async fn serve(config: &Config, listener: &UnixListener, saved: &Saved) -> Result<()> {
+async fn serve(config: &Config, listener: &UnixListener, saved: &Saved, mut pool: Pool) -> Result<()> {
     let old = Instant::now() + config.template_max_age;
     let mut idle = Instant::now() + config.template_max_idle;
     let mut given = 0;
     while given < config.template_max_clones {
-        let (mut stream, _) = tokio::select! {
-            accepted = listener.accept() => accepted.context(|| "accepting a connection".into())?,
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted.context(|| "accepting a connection".into())?.0,
+            () = pool.advance(saved) => continue,
             () = sleep_until(old) => break,
             () = sleep_until(idle) => break,
         };
-        // The folder is root's alone; this holds even if it were not.
-        if stream.peer_cred().is_ok_and(|peer| peer.uid() != 0) {
-            continue;
-        }
-        let mut asked = [0];
-        match timeout(ASKED, stream.read_exact(&mut asked)).await {
-            Ok(Ok(_)) if asked[0] == END => break,
-            Ok(Ok(_)) => {}
-            // It went away, or says nothing: the next one.
-            Ok(Err(_)) | Err(_) => continue,
-        }
-        let stream = stream.into_std().context(|| "answering".into())?;
-        if hand_over::give(&stream, saved).is_ok() {
+        let Some((asked, stream)) = question(stream).await? else { continue };
+        let is_given = match asked {
+            END => break,
+            SPARE => pool.give(&stream),
+            _ => hand_over::give(&stream, saved).is_ok(),
+        };
+        if is_given {
             given += 1;
             idle = Instant::now() + config.template_max_idle;
+            pool.wanted();
         }
     }
+    pool.end().await;
     Ok(())
+}
+
+/// What is asked on a connection; none if nothing is.
+async fn question(mut stream: UnixStream) -> Result<Option<(u8, StdStream)>> {
+    // The folder is root's alone; this holds even if it were not.
+    if stream.peer_cred().is_ok_and(|peer| peer.uid() != 0) {
+        return Ok(None);
+    }
+    let mut asked = [0];
+    match timeout(ASKED, stream.read_exact(&mut asked)).await {
+        Ok(Ok(_)) => {}
+        // It went away, or says nothing: the next one.
+        Ok(Err(_)) | Err(_) => return Ok(None),
+    }
+    Ok(Some((asked[0], stream.into_std().context(|| "answering".into())?)))
 }

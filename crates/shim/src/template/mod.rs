@@ -4,9 +4,15 @@
 //! names, and gives them to whoever of root's asks at its socket. So a template is gone when its keeper is, and with
 //! it the memory: by age, by number of clones, for want of use, or because its tenant is deleted. Nobody else can
 //! write to it: clones map the sealed memory copy-on-write.
+//!
+//! While its tenant starts sandboxes, a keeper also has spares: clones that are up before it is known what they will
+//! run. See [`spare`].
 
 mod hand_over;
 mod keeper;
+mod pool;
+mod rehearsal;
+mod spare;
 
 use std::fs;
 use std::io::Read;
@@ -19,6 +25,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 
 pub(crate) use self::keeper::keep;
+pub(crate) use self::spare::{Spare, adopt, wait};
 use crate::args::Args;
 use crate::config::{Config, FILE_VARIABLE};
 use crate::error::{Context, Error, Kind, Result};
@@ -26,6 +33,7 @@ use crate::vmm::{Description, Saved, Shape};
 
 /// What is asked of a keeper, in one byte.
 const GIVE: u8 = b'g';
+const SPARE: u8 = b's';
 const END: u8 = b'e';
 
 /// How often a keeper is asked to end.
@@ -40,7 +48,12 @@ fn folder(state: &Path, namespace: &str) -> PathBuf {
 }
 
 /// The socket of the template for one shape: its name tells everything that a clone must have in common with it.
-fn socket(config: &Config, namespace: &str, driver: &Description, shape: &Shape) -> Result<PathBuf> {
+pub(crate) fn socket(
+    config: &Config,
+    namespace: &str,
+    driver: &Description,
+    shape: &Shape,
+) -> Result<PathBuf> {
     let mut hash = Sha256::new();
     let program = config.vmm_program();
     let program = fs::metadata(program).context(|| format!("reading {}", program.display()))?;
@@ -88,7 +101,7 @@ pub(crate) fn get(config: &Config, namespace: &str, driver: &Description, shape:
 /// Asks a keeper; none if there is none.
 fn ask(socket: &Path) -> Result<Option<Saved>> {
     let Ok(stream) = StdStream::connect(socket) else { return Ok(None) };
-    hand_over::take(&stream, GIVE)
+    hand_over::take(&stream)
 }
 
 fn start_keeper(config: &Config, namespace: &str, shape: &Shape) -> Result<()> {
@@ -125,7 +138,7 @@ fn end(socket: &Path) -> Result<()> {
     for _ in 0..END_TRIES {
         let Ok(stream) = StdStream::connect(socket) else { return Ok(()) };
         // Its answer is that the connection ends: with the keeper, or, if it was busy, without.
-        hand_over::take(&stream, END)?;
+        drop(hand_over::ask(&stream, END));
     }
     Err(Error::internal(format!("the template's keeper at {} does not end", socket.display())))
 }

@@ -105,11 +105,21 @@ pub(crate) struct Saved {
     pub(crate) devices: File,
 }
 
+/// Size of a disk that is not there yet, in bytes: the largest that one may have.
+pub(crate) const DISK_MAX: u64 = 1 << 40;
+
 /// The VM's two disks. A template has neither: its stand-ins are empty and of the largest size.
 pub(crate) struct Disks {
     pub(crate) root: File,
     pub(crate) scratch: File,
     pub(crate) io: IoLimits,
+}
+
+impl Disks {
+    /// The same disks once more.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Disks> {
+        Ok(Disks { root: self.root.try_clone()?, scratch: self.scratch.try_clone()?, io: self.io })
+    }
 }
 
 /// All that a driver needs to start a VM.
@@ -134,6 +144,8 @@ pub(crate) struct Description {
     pub(crate) accel: &'static str,
     /// Memory that the VMM itself takes at most, beside the guest's, in bytes.
     pub(crate) overhead_bytes: u64,
+    /// Whether a clone can be started without disks and be given them later.
+    pub(crate) late_disks: bool,
 }
 
 /// A program that runs VMs.
@@ -159,6 +171,12 @@ pub(crate) trait Machine: Send + Sync {
 
     /// Lets them go on.
     async fn resume(&self) -> Result<()>;
+
+    /// Puts these in the place of the disks that it has. The guest must not be using any. Only where the driver says
+    /// that disks may come late.
+    async fn set_disks(&self, _: Disks) -> Result<()> {
+        Err(Error::internal("this VMM takes its disks when it starts, and no others later"))
+    }
 
     /// Stops the guest for good and saves it. Only for one that was started as a template.
     async fn save(&self) -> Result<Saved>;

@@ -23,7 +23,13 @@ pub enum ToGuest {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
-    /// Makes this VM a sandbox of its own: the first request, before anything of the workload is there.
+    /// Does all that a start does, once, with a program that ends by itself, and undoes it: what follows is then
+    /// faster. Only before [`Request::Setup`], which comes as to a VM that has done nothing yet.
+    Rehearse {
+        setup: Box<Setup>,
+        container: Box<Container>,
+    },
+    /// Makes this VM a sandbox of its own, before anything of the workload is there.
     Setup(Box<Setup>),
     /// Makes the container and its first process, which waits for [`Request::Start`].
     Create(Box<Container>),

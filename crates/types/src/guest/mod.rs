@@ -11,7 +11,7 @@ pub mod spec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. A template or guest image of another version is not used.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Name of the virtio-serial port that carries the stream.
 pub const PORT_NAME: &str = "dev.bailey.guest";

@@ -127,7 +127,7 @@ impl Firecracker {
 #[async_trait]
 impl Driver for Firecracker {
     fn describe(&self) -> Description {
-        Description { name: "firecracker", accel: "kvm", overhead_bytes: OVERHEAD }
+        Description { name: "firecracker", accel: "kvm", overhead_bytes: OVERHEAD, late_disks: false }
     }
 
     async fn launch(&self, launch: Launch<'_>) -> Result<Box<dyn Machine>> {

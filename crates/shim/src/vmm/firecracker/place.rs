@@ -21,7 +21,7 @@ use super::disks::Names;
 use super::parent::own_mounts;
 use super::requests::{ROOT, SCRATCH};
 use crate::error::{Context, Error, Result};
-use crate::vmm::qemu::args::DISK_MAX;
+use crate::vmm::DISK_MAX;
 
 /// Room for Firecracker's program, which the jailer copies, and for its sockets; on the account of its cgroup.
 const OPTIONS: &str = "size=64m,nr_inodes=256,mode=0755";

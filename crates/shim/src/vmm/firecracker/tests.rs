@@ -21,7 +21,6 @@ use super::*;
 use crate::config::{AccelChoice, VmmChoice};
 use crate::guest::Guest;
 use crate::scratch;
-use crate::vmm::qemu::args;
 use crate::vmm::{Digests, Disks, GuestImage, Manifest};
 
 const MEMORY_BYTES: u64 = 2 << 20;
@@ -240,7 +239,7 @@ async fn template() -> (World, Saved) {
 #[tokio::test]
 async fn a_template_is_saved_and_leaves_no_name() {
     let (world, _saved) = template().await;
-    let stand_in = args::DISK_MAX;
+    let stand_in = crate::vmm::DISK_MAX;
     assert_eq!(
         world.logged("open")[2..],
         [

@@ -8,11 +8,9 @@ use std::os::fd::{OwnedFd, RawFd};
 
 use bailey_types::guest::PORT_NAME;
 
+use super::disks::{self, Backing};
 use crate::bundle::IoLimits;
-use crate::vmm::Shape;
-
-/// Size of a template's stand-in disks, in bytes: the largest that a clone's disk may have.
-pub(crate) const DISK_MAX: u64 = 1 << 40;
+use crate::vmm::{DISK_MAX, Shape};
 
 /// Where the kernel and the initramfs are inside the jail.
 pub(super) const KERNEL: &str = "/run/vmlinux";
@@ -68,6 +66,15 @@ impl Descriptors {
     }
 }
 
+/// A disk's file, by the descriptor's number in the jail.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DiskFile {
+    pub(super) fd: RawFd,
+    /// Size in bytes.
+    pub(super) bytes: u64,
+    pub(super) io: IoLimits,
+}
+
 /// What the line is made of.
 pub(super) struct Line<'a> {
     pub(super) name: &'a str,
@@ -77,8 +84,8 @@ pub(super) struct Line<'a> {
     pub(super) monitor: RawFd,
     pub(super) channel: RawFd,
     pub(super) console: RawFd,
-    /// The image's and the scratch disk's descriptors; a template has none.
-    pub(super) disks: Option<(RawFd, RawFd, IoLimits)>,
+    /// The image's file and the scratch disk's; a VM that is nobody's yet has none.
+    pub(super) disks: Option<[DiskFile; 2]>,
     /// Whether the devices' state is loaded before the machine runs.
     pub(super) incoming: bool,
     pub(super) taps: Vec<RawFd>,
@@ -169,52 +176,34 @@ impl Line<'_> {
     }
 
     fn disks(&self, add: &mut impl FnMut(&str, String)) {
-        let Some((root, scratch, io)) = self.disks else {
-            add("-blockdev", format!("driver=null-co,node-name=root,size={DISK_MAX},read-only=on"));
-            add("-device", "virtio-blk-device,drive=root,serial=root".into());
-            add("-blockdev", format!("driver=null-co,node-name=scratch,size={DISK_MAX}"));
-            add("-device", "virtio-blk-device,drive=scratch,serial=scratch".into());
-            return;
-        };
-        let throttled = throttle(&io);
-        if let Some(limits) = &throttled {
-            add("-object", format!("throttle-group,id=limits{limits}"));
+        let limits = self.disks.and_then(|[root, _]| disks::limits(&root.io));
+        if let Some(limits) = &limits {
+            add("-object", disks::limits_object(limits).to_string());
         }
-        let mut disk = |name: &str, fd: RawFd, file: &str, format: &str| {
-            add("-add-fd", format!("fd={fd},set={fd}"));
-            add(
-                "-blockdev",
-                format!("driver=file,node-name={name}-file,filename=/dev/fdset/{fd},locking=off,{file}"),
-            );
-            let top = if throttled.is_some() {
-                add("-blockdev", format!("driver=raw,node-name={name}-raw,file={name}-file,{format}"));
-                format!("driver=throttle,node-name={name},throttle-group=limits,file={name}-raw,{format}")
-            } else {
-                format!("driver=raw,node-name={name},file={name}-file,{format}")
-            };
-            add("-blockdev", top);
+        for (index, disk) in [disks::ROOT, disks::SCRATCH].into_iter().enumerate() {
+            let (mut below, mut bytes) = (format!("{}-0", disk.name), DISK_MAX);
+            match self.disks.map(|disks| disks[index]) {
+                None => add("-blockdev", disk.stand_in().to_string()),
+                Some(file) => {
+                    let fdset = disks::inherited_set(file.fd);
+                    add("-add-fd", format!("fd={},set={fdset}", file.fd));
+                    bytes = file.bytes;
+                    let throttled = limits.is_some();
+                    for (name, node) in disk.below(Backing { fdset, throttled, number: 0 }) {
+                        add("-blockdev", node.to_string());
+                        below = name;
+                    }
+                }
+            }
+            add("-blockdev", disk.top(&below, Some(bytes)).to_string());
             // A full host disk is the guest's I/O error, not a pause that nobody ends.
+            let name = disk.name;
             add(
                 "-device",
                 format!("virtio-blk-device,drive={name},serial={name},werror=report,rerror=report"),
             );
-        };
-        disk("root", root, "read-only=on", "read-only=on");
-        disk("scratch", scratch, "cache.no-flush=on", "read-only=off");
+        }
     }
-}
-
-/// The properties of a throttle group; none when nothing is limited.
-fn throttle(io: &IoLimits) -> Option<String> {
-    let parts = [
-        ("x-bps-read", io.read_bytes_per_second),
-        ("x-bps-write", io.write_bytes_per_second),
-        ("x-iops-read", io.reads_per_second),
-        ("x-iops-write", io.writes_per_second),
-    ];
-    let text: String =
-        parts.iter().filter_map(|(name, value)| value.map(|value| format!(",{name}={value}"))).collect();
-    (!text.is_empty()).then_some(text)
 }
 
 #[cfg(test)]
@@ -222,7 +211,7 @@ mod tests {
     use super::*;
     use crate::vmm::{Digests, GuestImage, Manifest};
 
-    fn line(shape: &Shape, disks: Option<(RawFd, RawFd, IoLimits)>, memory: Memory) -> Vec<String> {
+    fn line(shape: &Shape, disks: Option<[DiskFile; 2]>, memory: Memory) -> Vec<String> {
         let accel = Accel::Tcg { tsc_khz: 1_000_000 };
         let (monitor, channel, console) = (3, 4, 5);
         let taps = Vec::new();
@@ -243,8 +232,7 @@ mod tests {
 
     /// What must be the same in a template and its clones: everything that names a device.
     fn devices(line: &[String]) -> Vec<String> {
-        let strip = |device: &String| device.replace(",werror=report,rerror=report", "");
-        line.windows(2).filter(|pair| pair[0] == "-device").map(|pair| strip(&pair[1])).collect()
+        line.windows(2).filter(|pair| pair[0] == "-device").map(|pair| pair[1].clone()).collect()
     }
 
     #[test]
@@ -253,7 +241,8 @@ mod tests {
         let limits = IoLimits { read_bytes_per_second: Some(1), ..IoLimits::default() };
         let template = line(&shape, None, Memory::Shared(6));
         for io in [IoLimits::default(), limits] {
-            let clone = line(&shape, Some((7, 8, io)), Memory::Private(6));
+            let file = |fd| DiskFile { fd, bytes: 1 << 20, io };
+            let clone = line(&shape, Some([file(7), file(8)]), Memory::Private(6));
             assert_eq!(devices(&template), devices(&clone));
         }
     }

@@ -1,6 +1,8 @@
 //! QEMU's `microvm` machine, in a jail: with KVM where it works, emulated where not.
 
 pub(crate) mod args;
+mod disks;
+mod hung;
 mod qmp;
 
 use std::fs::File;
@@ -18,10 +20,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::pipe;
 use tokio::sync::Mutex;
 
-use self::args::{Accel, Descriptors, INITRAMFS, KERNEL, Line, Memory};
+use self::args::{Accel, Descriptors, DiskFile, INITRAMFS, KERNEL, Line, Memory};
+use self::hung::Hung;
 use self::qmp::Monitor;
 use super::console::{self, Tail};
-use super::{Description, Driver, Launch, Machine, Origin, Saved, Shape, memory};
+use super::{Description, Disks, Driver, Launch, Machine, Origin, Saved, Shape, memory};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Memory that QEMU takes beside the guest's: its own, and under emulation the translated code (`tb-size`).
@@ -69,7 +72,7 @@ impl Qemu {
 impl Driver for Qemu {
     fn describe(&self) -> Description {
         let overhead_bytes = if self.accel == Accel::Kvm { OVERHEAD_KVM } else { OVERHEAD_TCG };
-        Description { name: "qemu", accel: self.accel.name(), overhead_bytes }
+        Description { name: "qemu", accel: self.accel.name(), overhead_bytes, late_disks: true }
     }
 
     async fn launch(&self, launch: Launch<'_>) -> Result<Box<dyn Machine>> {
@@ -87,10 +90,7 @@ impl Driver for Qemu {
         let (monitor_fd, channel_fd) = (fds.give(its_monitor), fds.give(its_channel));
         let console_fd = fds.give(its_console);
         let (memory, incoming, template) = origin(launch.origin, launch.shape.memory_bytes, &mut fds)?;
-        let disks = launch.disks.map(|disks| {
-            let root = fds.give(disks.root.into());
-            (root, fds.give(disks.scratch.into()), disks.io)
-        });
+        let disks = launch.disks.map(|disks| disk_files(disks, &mut fds)).transpose()?;
         let taps = launch.taps.into_iter().map(|tap| fds.give(tap)).collect();
         let line = Line {
             name: launch.name,
@@ -117,7 +117,9 @@ impl Driver for Qemu {
         let jailed = spawn(spec, fds, launch.cgroup.clone()).await?;
         let monitor = Mutex::new(Monitor::new(UnixStream::from_std(monitor).context(doing)?));
         let watched = watch(&jailed).context(doing)?;
-        let vm = Vm { jailed, watched, monitor, channel: Some(channel), console, complaints, template };
+        let channel = Some(channel);
+        let hung = Mutex::new(Hung::new(disks.as_ref()));
+        let vm = Vm { jailed, watched, monitor, channel, console, complaints, template, hung };
         if let Some(fd) = incoming {
             let loaded = vm.monitor.lock().await.load(fd).await;
             loaded.map_err(|error| {
@@ -135,6 +137,20 @@ impl Qemu {
             Accel::Tcg { .. } => Profile::QemuTcg,
         }
     }
+}
+
+/// The disks' files, by the numbers that their descriptors will have.
+fn disk_files(disks: Disks, fds: &mut Descriptors) -> Result<[DiskFile; 2]> {
+    let io = disks.io;
+    let mut give = |file: File| {
+        let bytes = size(&file)?;
+        Ok(DiskFile { fd: fds.give(file.into()), bytes, io })
+    };
+    Ok([give(disks.root)?, give(disks.scratch)?])
+}
+
+fn size(file: &File) -> Result<u64> {
+    Ok(file.metadata().context(|| "reading the size of a disk".into())?.len())
 }
 
 /// The machine's memory, the descriptor of the devices that it starts from, and its memory if it is a template's.
@@ -193,6 +209,7 @@ struct Vm {
     complaints: Tail,
     /// Its memory, if it will be saved.
     template: Option<File>,
+    hung: Mutex<Hung>,
 }
 
 impl Drop for Vm {
@@ -221,6 +238,11 @@ impl Machine for Vm {
 
     async fn resume(&self) -> Result<()> {
         self.monitor.lock().await.ask("cont", json!({})).await.map(drop)
+    }
+
+    async fn set_disks(&self, disks: Disks) -> Result<()> {
+        let mut monitor = self.monitor.lock().await;
+        self.hung.lock().await.replace(&mut monitor, &disks).await
     }
 
     async fn save(&self) -> Result<Saved> {

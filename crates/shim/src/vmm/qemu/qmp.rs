@@ -4,7 +4,7 @@
 //! and nothing of it is believed beyond the answer to our own question.
 
 use std::fs::File;
-use std::io::{IoSlice, Write as _};
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Monitor {
     /// Saves the devices into `file`, the guest being stopped.
     pub(super) async fn save(&mut self, file: &File) -> Result<()> {
         self.leave_memory_alone().await?;
-        self.pass(file, "state").await?;
+        self.pass(file, "getfd", json!({"fdname": "state"})).await?;
         self.ask("migrate", json!({"uri": "fd:state"})).await?;
         loop {
             let answer = self.ask("query-migrate", json!({})).await?;
@@ -115,20 +115,19 @@ impl Monitor {
         self.ask("migrate-set-capabilities", json!({"capabilities": [capability]})).await.map(drop)
     }
 
-    /// Hands QEMU a descriptor under a name.
-    async fn pass(&mut self, file: &File, name: &str) -> Result<()> {
-        let mut text = Vec::new();
-        let command = json!({"execute": "getfd", "arguments": {"fdname": name}});
-        write!(text, "{command}").context(|| "writing a request".into())?;
+    /// Asks for something to be done with a descriptor, which goes with the request.
+    pub(super) async fn pass(&mut self, file: &File, command: &str, arguments: Value) -> Result<Value> {
+        self.greet().await?;
+        let text = json!({"execute": command, "arguments": arguments}).to_string();
         let stream = self.stream.get_mut();
         let fds = [file.as_raw_fd()];
         let send = || {
             let rights = [ControlMessage::ScmRights(&fds)];
-            let sent =
-                sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&text)], &rights, MsgFlags::empty(), None);
+            let parts = [IoSlice::new(text.as_bytes())];
+            let sent = sendmsg::<()>(stream.as_raw_fd(), &parts, &rights, MsgFlags::empty(), None);
             sent.map_err(std::io::Error::from)
         };
         stream.async_io(Interest::WRITABLE, send).await.context(|| "handing QEMU a descriptor".into())?;
-        self.answer("getfd").await.map(drop)
+        self.answer(command).await
     }
 }
