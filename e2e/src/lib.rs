@@ -12,4 +12,5 @@ pub mod machine;
 pub mod probe;
 pub mod process;
 pub mod settings;
+pub mod spares;
 pub mod wait;

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use bailey_e2e::images::{Image, busybox};
 use bailey_e2e::machine::{Machine, test_with};
 use bailey_e2e::settings::only_ours;
+use bailey_e2e::spares::{spare, waiting};
 use bailey_e2e::wait;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -15,9 +16,6 @@ use nix::unistd::Pid;
 use crate::walls::scratch_disk;
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// What a spare that waits is called.
-const WAITS: &str = "bailey-spare";
 
 /// A test in which the first sandbox has run, so that spares come.
 fn with_spares(
@@ -39,30 +37,6 @@ fn run(machine: &Machine, image: &Image) -> Result<()> {
     let text = machine.run(image).args(&["echo", "ran"]).output()?.success()?.text();
     ensure!(text == "ran\n", "it said {text:?}");
     Ok(())
-}
-
-/// The spares of a machine that wait.
-fn waiting(machine: &Machine) -> Result<BTreeSet<i32>> {
-    let mut found = BTreeSet::new();
-    for entry in fs::read_dir("/proc").context("listing processes")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse() else { continue };
-        // Processes end while we look.
-        let comm = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let mut words = line.split(|byte| *byte == 0);
-        if comm.trim() == WAITS && words.any(|word| word == machine.containerd.namespace().as_bytes()) {
-            found.insert(pid);
-        }
-    }
-    Ok(found)
-}
-
-/// The one spare, once it waits.
-fn spare(machine: &Machine) -> Result<i32> {
-    wait::until_true("a spare", SOON, || Ok(!waiting(machine)?.is_empty()))?;
-    let found = waiting(machine)?;
-    ensure!(found.len() == 1, "not one spare, but {found:?}");
-    Ok(found.into_iter().next().unwrap_or_default())
 }
 
 fn parent(pid: &str) -> Result<i32> {
