@@ -23,7 +23,7 @@ use crate::vmm::firecracker::Firecracker;
 use crate::vmm::qemu::Qemu;
 use crate::vmm::qemu::args::Accel;
 use crate::vmm::{Disks, Driver, GuestImage, Launch, Machine, Origin, Shape};
-use crate::{clock, kvm, scratch, template};
+use crate::{clock, kvm, scratch, template, vmm};
 
 /// Memory that the guest kernel and the guest take beside the workload's: a fixed part, and the kernel's own books,
 /// one part in so many.
@@ -33,9 +33,6 @@ const GUEST_PART: u64 = 32;
 /// Size classes: powers of two from the smallest to the largest, then steps of the largest.
 const CLASS_MIN: u64 = 64 << 20;
 const CLASS_STEP: u64 = 512 << 20;
-
-/// Threads of a VMM: processors, and a pool for I/O.
-const VMM_PIDS: u64 = 256;
 
 /// How long a guest that has failed is given to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -222,7 +219,7 @@ impl Sandbox {
         let lease = lease_uid(config)?;
         let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
         let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
-        let scratch = scratch::create(&config.cache_dir, scratch_bytes)?;
+        let scratch = scratch::create(&config.cache_dir, scratch_bytes, config.scratch_overcommit)?;
         let start = plan.annotations.start.unwrap_or(config.start);
         let origin = match start {
             Start::Cold => Origin::Boot,
@@ -272,7 +269,7 @@ fn limits(plan: &Plan, memory_bytes: u64) -> Limits {
         cpu_quota_us: inside.cpu_quota_us,
         cpu_period_us: inside.cpu_period_us,
         cpu_weight: inside.cpu_weight,
-        pids: Some(VMM_PIDS),
+        pids: Some(vmm::threads(plan.vcpus)),
     }
 }
 

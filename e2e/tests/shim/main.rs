@@ -9,6 +9,7 @@ mod class;
 mod files;
 mod life;
 mod limits;
+mod neighbours;
 mod run;
 mod services;
 mod templates;

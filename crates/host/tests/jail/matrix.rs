@@ -21,7 +21,7 @@
 //! | make an io_uring | seccomp alone; on kernels that count it as locked memory, rlimits with user |
 //!
 //! Two rows have one layer only. Descriptors without end: the memory that they cost counts towards the VMM's
-//! cgroup, which is the second wall but not this module's. An io_uring: it makes calls past the filter, so with the
+//! cgroup, which is the second wall (`cgroup.rs`) but not this module's. An io_uring: it makes calls past the filter, so with the
 //! filter gone it gives nothing that is not there anyway, and what it could reach is what the other rows deny with
 //! seccomp off. `user` is the user and the capabilities together.
 

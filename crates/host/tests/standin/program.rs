@@ -76,6 +76,11 @@ fn try_attack(attack: &str, target: &str) -> io::Result<()> {
         "io-uring" => io_uring(),
         "open-many" => open_many(number()),
         "fork-many" => fork_many(number()),
+        "open-memory-files" => open_memory_files(number()),
+        "eat-memory" => eat_memory(number()),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
         "syscall" => raw_call(target),
         other => Err(io::Error::other(format!("no such attack: {other}"))),
     }
@@ -158,6 +163,31 @@ fn open_many(count: i32) -> io::Result<()> {
     for _ in 0..count {
         // SAFETY: takes integers only.
         done(unsafe { libc::fcntl(3, libc::F_DUPFD_CLOEXEC, 0) }.into())?;
+    }
+    Ok(())
+}
+
+/// Opens files that are nothing but memory of the kernel, as many as the host lets a process have.
+fn open_memory_files(count: i32) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is writable.
+    done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }.into())?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the limit is readable.
+    done(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())?;
+    for _ in 0..count {
+        // SAFETY: the name is NUL-terminated.
+        done(unsafe { libc::memfd_create(c"standin".as_ptr(), 0) }.into())?;
+    }
+    Ok(())
+}
+
+/// Takes so many MiB of memory, and uses every page of it.
+fn eat_memory(mib: i32) -> io::Result<()> {
+    let mut eaten = vec![0_u8; usize::try_from(mib).unwrap_or(0) << 20];
+    for page in eaten.chunks_mut(4096) {
+        page[0] = 1;
+        std::hint::black_box(page);
     }
     Ok(())
 }

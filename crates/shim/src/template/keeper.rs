@@ -15,8 +15,8 @@ use crate::args::Args;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::guest::Guest;
-use crate::sandbox;
 use crate::vmm::{Driver, GuestImage, Launch, Origin, Saved, Shape};
+use crate::{sandbox, vmm};
 
 /// Longest wait for a request on a connection.
 const ASKED: Duration = Duration::from_secs(5);
@@ -70,6 +70,7 @@ async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Sha
         cgroup.clone(),
         &Limits {
             memory_bytes: Some(shape.memory_bytes + driver.describe().overhead_bytes),
+            pids: Some(vmm::threads(shape.vcpus)),
             ..Limits::default()
         },
     )?;
