@@ -7,6 +7,7 @@
 mod bad_input;
 mod class;
 mod files;
+mod images;
 mod life;
 mod limits;
 mod neighbours;

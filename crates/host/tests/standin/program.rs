@@ -76,6 +76,7 @@ fn try_attack(attack: &str, target: &str) -> io::Result<()> {
         "io-uring" => io_uring(),
         "open-many" => open_many(number()),
         "fork-many" => fork_many(number()),
+        "open-by-handle" => open_by_handle(number()),
         "open-memory-files" => open_memory_files(number()),
         "eat-memory" => eat_memory(number()),
         "spin" => loop {
@@ -165,6 +166,18 @@ fn open_many(count: i32) -> io::Result<()> {
         done(unsafe { libc::fcntl(3, libc::F_DUPFD_CLOEXEC, 0) }.into())?;
     }
     Ok(())
+}
+
+/// Opens the file with this number in the filesystem of the root, past all names: ext4 and its like take a handle that
+/// says only that.
+fn open_by_handle(inode: i32) -> io::Result<()> {
+    // Bytes that follow, their kind (a number and a generation, which may be none), the number, the generation.
+    let mut handle = [8_i32, 1, inode, 0];
+    let root = File::open("/")?;
+    let at = std::os::fd::AsRawFd::as_raw_fd(&root);
+    let call = libc::SYS_open_by_handle_at;
+    // SAFETY: the handle is as long as it says.
+    done(unsafe { libc::syscall(call, at, handle.as_mut_ptr(), libc::O_RDONLY) })
 }
 
 /// Opens files that are nothing but memory of the kernel, as many as the host lets a process have.
