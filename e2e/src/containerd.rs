@@ -166,8 +166,9 @@ level = "info"
 "#
         );
         let start = settings::start().map_or(String::new(), |start| format!("start = {start:?}\n"));
+        // Many tests at once share a disk on which each sandbox reserves its own.
         let shim = format!(
-            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\n{start}",
+            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\n{start}",
             settings::guest_dir()?,
             self.shim_state_dir(),
             self.shim_cache_dir()

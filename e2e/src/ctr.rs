@@ -23,6 +23,14 @@ impl Machine {
         process::run(self.ctr_command().args(words), LIMIT)
     }
 
+    /// `ctr` with some words after it, in another of containerd's namespaces. Its name should hold the machine's own, so
+    /// that what is left of it is found.
+    pub fn ctr_in(&self, namespace: &str, words: &[&str]) -> Result<Output> {
+        let mut command = self.containerd.command("ctr");
+        command.arg("--address").arg(self.containerd.socket()).args(["--namespace", namespace]);
+        process::run(command.args(words), LIMIT)
+    }
+
     /// Starts `ctr` and leaves it running.
     pub fn start_ctr(&self, words: &[&str]) -> Result<Running> {
         Running::start(self.ctr_command().args(words))

@@ -9,6 +9,7 @@ pub mod ctr;
 pub mod images;
 pub mod leftovers;
 pub mod machine;
+pub mod on_host;
 pub mod probe;
 pub mod process;
 pub mod settings;

@@ -47,7 +47,7 @@ pub enum CgroupError {
 /// Limits of a cgroup. None leaves what is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory in bytes, page cache included.
+    /// Memory in bytes, page cache included. Swap is none of it: the cgroup gets none, where the kernel counts it.
     pub memory_bytes: Option<u64>,
     /// Microseconds of CPU time for each period.
     pub cpu_quota_us: Option<u64>,
@@ -167,6 +167,7 @@ impl Cgroup {
                 if v2 { "memory.max" } else { "memory.limit_in_bytes" },
                 &bytes.to_string(),
             )?;
+            self.without_swap(bytes)?;
         }
         if let Some(quota) = limits.cpu_quota_us {
             if v2 {
@@ -185,6 +186,20 @@ impl Cgroup {
         }
         if let Some(pids) = limits.pids {
             self.write("pids", "pids.max", &pids.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// What is over the limit shall not go on on the host's swap: it would be there in the clear, and slow down others.
+    fn without_swap(&self, bytes: u64) -> Result<(), CgroupError> {
+        let (file, value) = match self.version {
+            Version::V2 => ("memory.swap.max", 0),
+            // Memory and swap together.
+            Version::V1 => ("memory.memsw.limit_in_bytes", bytes),
+        };
+        // A kernel that does not count swap lacks the file.
+        if self.folder("memory").join(file).exists() {
+            self.write("memory", file, &value.to_string())?;
         }
         Ok(())
     }

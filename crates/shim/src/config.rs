@@ -64,10 +64,14 @@ struct Raw {
     accel: AccelChoice,
     start: Start,
     qemu: Option<PathBuf>,
+    mkfs_erofs: Option<PathBuf>,
+    image_max: Option<String>,
+    image_timeout_seconds: Option<u64>,
     firecracker: Option<PathBuf>,
     jailer: Option<PathBuf>,
     memory: Option<String>,
     scratch: Option<String>,
+    scratch_overcommit: Option<u32>,
     boot_timeout_seconds: Option<u64>,
     template_max_age_seconds: Option<u64>,
     template_max_clones: Option<u64>,
@@ -94,12 +98,18 @@ pub(crate) struct Config {
     pub(crate) accel: AccelChoice,
     pub(crate) start: Start,
     pub(crate) qemu: PathBuf,
+    pub(crate) mkfs_erofs: PathBuf,
+    /// The largest image that is made, in bytes, and the longest time that it may take.
+    pub(crate) image_bytes_max: u64,
+    pub(crate) image_timeout: Duration,
     pub(crate) firecracker: Option<PathBuf>,
     pub(crate) jailer: Option<PathBuf>,
     /// Memory of a sandbox whose container has no limit, in bytes.
     pub(crate) memory_bytes: u64,
     /// Scratch disk of a sandbox that names no size, in bytes.
     pub(crate) scratch_bytes: u64,
+    /// How many times more the scratch disks of the host may promise than is reserved for them.
+    pub(crate) scratch_overcommit: u32,
     /// Longest time that a guest may take to boot.
     pub(crate) boot_timeout: Duration,
     pub(crate) template_max_age: Duration,
@@ -154,10 +164,14 @@ impl Raw {
             accel: self.accel,
             start: self.start,
             qemu: or(self.qemu, "/usr/bin/qemu-system-x86_64"),
+            mkfs_erofs: or(self.mkfs_erofs, "/usr/bin/mkfs.erofs"),
+            image_bytes_max: size("image_max", self.image_max.as_deref(), 16 << 30)?,
+            image_timeout: Duration::from_secs(self.image_timeout_seconds.unwrap_or(600)),
             firecracker: self.firecracker.or_else(|| environment("BAILEY_FIRECRACKER").map(PathBuf::from)),
             jailer: self.jailer.or_else(|| environment("BAILEY_JAILER").map(PathBuf::from)),
             memory_bytes: size("memory", self.memory.as_deref(), 512 << 20)?,
             scratch_bytes: size("scratch", self.scratch.as_deref(), 10 << 30)?,
+            scratch_overcommit: self.scratch_overcommit.unwrap_or(1),
             boot_timeout: Duration::from_secs(self.boot_timeout_seconds.unwrap_or(60)),
             template_max_age: Duration::from_secs(self.template_max_age_seconds.unwrap_or(3600)),
             template_max_clones: self.template_max_clones.unwrap_or(1000),
@@ -178,6 +192,11 @@ impl Raw {
                     path.display()
                 )));
             }
+        }
+        if config.scratch_overcommit == 0 {
+            return Err(Error::invalid(
+                "scratch_overcommit must be at least 1, which promises no more than there is",
+            ));
         }
         if config.vmm == VmmChoice::Firecracker && (config.firecracker.is_none() || config.jailer.is_none()) {
             let text = "vmm = \"firecracker\" needs the paths of both programs, as firecracker and jailer";
@@ -251,6 +270,7 @@ mod tests {
         assert!(read("memroy = \"1GiB\"").unwrap_err().chain().contains("memroy"));
         assert!(read("memory = \"much\"").unwrap_err().chain().contains("much"));
         assert!(read("state_dir = \"run\"").unwrap_err().chain().contains("state_dir"));
+        assert!(read("scratch_overcommit = 0").unwrap_err().chain().contains("scratch_overcommit"));
         assert!(read("first_uid = 0").unwrap_err().chain().contains("first_uid"));
         assert!(read("vmm = \"firecracker\"").unwrap_err().chain().contains("jailer"));
     }

@@ -25,7 +25,7 @@ use crate::vmm::firecracker::Firecracker;
 use crate::vmm::qemu::Qemu;
 use crate::vmm::qemu::args::Accel;
 use crate::vmm::{Disks, Driver, GuestImage, Launch, Machine, Origin, Shape};
-use crate::{clock, kvm, scratch, template};
+use crate::{clock, kvm, scratch, template, vmm};
 
 /// Memory that the guest kernel and the guest take beside the workload's: a fixed part, and the kernel's own books,
 /// one part in so many.
@@ -35,9 +35,6 @@ const GUEST_PART: u64 = 32;
 /// Size classes: powers of two from the smallest to the largest, then steps of the largest.
 const CLASS_MIN: u64 = 64 << 20;
 const CLASS_STEP: u64 = 512 << 20;
-
-/// Threads of a VMM: processors, and a pool for I/O.
-const VMM_PIDS: u64 = 256;
 
 /// How long a guest that has failed is given to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -231,7 +228,7 @@ impl Sandbox {
         let cgroup = OwnedCgroup::create(cgroup, &limits(plan, memory_bytes))?;
         let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
         let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
-        let scratch = scratch::create(&config.cache_dir, scratch_bytes)?;
+        let scratch = scratch::create(&config.cache_dir, scratch_bytes, config.scratch_overcommit)?;
         let disks = Disks { root: image.file, scratch, io: plan.annotations.io };
         let waiting = match spare.filter(|_| start(config, plan) == Start::Warm) {
             Some(spare) => adopt(config, namespace, &*driver, &shape, spare, &cgroup.0, &disks).await,
@@ -367,7 +364,7 @@ fn limits(plan: &Plan, memory_bytes: u64) -> Limits {
         cpu_quota_us: inside.cpu_quota_us,
         cpu_period_us: inside.cpu_period_us,
         cpu_weight: inside.cpu_weight,
-        pids: Some(VMM_PIDS),
+        pids: Some(vmm::threads(plan.vcpus)),
     }
 }
 

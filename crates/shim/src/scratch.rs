@@ -1,4 +1,7 @@
-//! The scratch disk on the host: a sparse file without a name, which the guest encrypts with a key of its own.
+//! The scratch disk on the host: a file without a name, which the guest encrypts with a key of its own.
+//!
+//! Its space is reserved in the filesystem when it is made, so that the host promises no more than it has; and since
+//! the reservation is the file's, it goes with the file, without books that a crash could leave wrong.
 //!
 //! The host never sees that key, so all that it stores is noise; and since the file has no name, it is gone with the
 //! VMM, however that ends. An empty filesystem is made here, where its tools are: its few blocks go to the guest.
@@ -11,6 +14,8 @@ use std::process::{Command, Stdio};
 
 use bailey_types::guest::message::{decode, encode};
 use bailey_types::guest::spec::{Extent, Scratch};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{Whence, lseek};
 
 use crate::error::{Context, Error, Kind, Result};
@@ -19,14 +24,40 @@ use crate::error::{Context, Error, Kind, Result};
 const EXTENT_MAX: usize = 1 << 20;
 const BLOCK: usize = 4096;
 
-/// Makes the file behind a scratch disk of so many bytes.
-pub(crate) fn create(cache: &Path, bytes: u64) -> Result<File> {
+/// Makes the file behind a scratch disk of so many bytes. One part in `overcommit` of it is reserved: all of it with 1.
+pub(crate) fn create(cache: &Path, bytes: u64, overcommit: u32) -> Result<File> {
     let doing = || format!("making a scratch disk of {bytes} bytes in {}", cache.display());
     let file =
         OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(cache);
     let file = file.context_as(Kind::Unavailable, doing)?;
     file.set_len(bytes).context_as(Kind::Unavailable, doing)?;
+    let reserved = bytes.div_ceil(overcommit.into());
+    let free = statvfs(cache).context(|| format!("asking for the free space of {}", cache.display()))?;
+    let free = free.blocks_available() * free.fragment_size();
+    // Some filesystems would first take all that is free, and give it back only when they have found it too little.
+    let done = if reserved > free {
+        Err(nix::Error::ENOSPC)
+    } else {
+        fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, reserved.cast_signed())
+    };
+    done.map_err(|errno| not_reserved(cache, bytes, reserved, free, errno))?;
     Ok(file)
+}
+
+fn not_reserved(cache: &Path, bytes: u64, reserved: u64, free: u64, errno: nix::Error) -> Error {
+    let (bytes, reserved, free) = (in_words(bytes), in_words(reserved), in_words(free));
+    let mut text = format!("reserving {reserved} for a scratch disk of {bytes} in {}", cache.display());
+    if errno == nix::Error::ENOSPC {
+        text.push_str(&format!(
+            ", where {free} are free: ask for a smaller one (the annotation dev.bailey.scratch, or scratch in the \
+             shim's settings), make room, or let the host promise more than it has (scratch_overcommit)"
+        ));
+    }
+    Error::new(Kind::Unavailable, text).because(errno)
+}
+
+fn in_words(bytes: u64) -> String {
+    format!("{bytes} bytes ({} MiB)", bytes >> 20)
 }
 
 /// The blocks of an empty filesystem of so many bytes: made once for each size, and kept.
@@ -128,6 +159,8 @@ fn read_block(file: &File, block: &mut [u8; BLOCK], offset: u64) -> io::Result<u
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use super::*;
 
     /// The blocks that are sent are, on a disk full of noise, a filesystem that its own checker finds clean.
@@ -167,8 +200,28 @@ mod tests {
     #[test]
     fn a_scratch_disk_has_no_name() {
         let cache = tempfile::tempdir().unwrap();
-        let file = create(cache.path(), 1 << 20).unwrap();
+        let file = create(cache.path(), 1 << 20, 1).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 1 << 20);
         assert_eq!(fs::read_dir(cache.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn its_space_is_reserved_as_far_as_the_settings_say() {
+        let cache = tempfile::tempdir().unwrap();
+        for (overcommit, reserved) in [(1, 8 << 20), (4, 2 << 20), (u32::MAX, 4096)] {
+            let file = create(cache.path(), 8 << 20, overcommit).unwrap();
+            let about = file.metadata().unwrap();
+            assert_eq!((about.len(), about.blocks() * 512), (8 << 20, reserved), "{overcommit}");
+        }
+    }
+
+    #[test]
+    fn more_than_there_is_is_refused_with_sizes_and_a_remedy() {
+        let cache = tempfile::tempdir().unwrap();
+        let error = create(cache.path(), 8 << 40, 1).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+        for word in ["8796093022208 bytes (8388608 MiB)", "are free", "scratch_overcommit"] {
+            assert!(error.to_string().contains(word), "{error}");
+        }
     }
 }

@@ -207,7 +207,7 @@ fn no_space_for_images() -> Result<()> {
         let cache = machine.containerd.shim_cache_dir();
         fs::create_dir_all(&cache)?;
         let mut mount = machine.containerd.command("mount");
-        text_of(mount.args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&cache), QUICK)?;
+        text_of(mount.args(["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"]).arg(&cache), QUICK)?;
         let said = refused(machine.run(image).args(&["true"]), &[&cache.to_string_lossy()]);
         text_of(machine.containerd.command("umount").arg(&cache), QUICK)?;
         let said = said?;

@@ -7,8 +7,10 @@
 mod bad_input;
 mod class;
 mod files;
+mod images;
 mod life;
 mod limits;
+mod neighbours;
 mod run;
 mod services;
 mod spares;

@@ -8,7 +8,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use bailey_e2e::images::{Image, busybox};
 use bailey_e2e::machine::{Machine, test_with};
-use bailey_e2e::process::text_of;
 use bailey_e2e::settings::{self, only_ours};
 use bailey_e2e::wait;
 use nix::sys::signal::{Signal, kill};
@@ -194,17 +193,12 @@ fn namespaces_share_none() -> Result<()> {
         let first = keeper(machine)?;
         // Its name holds this containerd's, so that what it leaves is found.
         let other = format!("{}-b", machine.containerd.namespace());
-        let in_other = |words: &[&str]| {
-            let mut ctr = machine.containerd.command("ctr");
-            ctr.arg("--address").arg(machine.containerd.socket()).args(["--namespace", &other]).args(words);
-            text_of(&mut ctr, SOON)
-        };
         let archive = image.archive.to_string_lossy();
         let (runtime, snapshotter) = (settings::runtime(), settings::snapshotter());
-        in_other(&["images", "import", "--snapshotter", &snapshotter, &archive])?;
+        machine.ctr_in(&other, &["images", "import", "--snapshotter", &snapshotter, &archive])?.success()?;
         let run = ["run", "--rm", "--runtime", &runtime, "--snapshotter", &snapshotter, &image.reference];
-        let said = in_other(&[&run[..], &["other", "echo", "ran"]].concat())?;
-        assert_eq!(said, "ran\n");
+        let said = machine.ctr_in(&other, &[&run[..], &["other", "echo", "ran"]].concat())?.success()?;
+        assert_eq!(said.text(), "ran\n");
         let others = keepers(&other)?;
         assert!(others.len() == 1 && !others.contains(&first), "{first} and {others:?}");
         assert_eq!(keeper(machine)?, first);

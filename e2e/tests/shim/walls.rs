@@ -1,13 +1,14 @@
 //! What a sandbox keeps apart: the host from the workload, and sandboxes from each other (A2, A4, A5, A7).
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use bailey_e2e::images::{busybox, with_program};
 use bailey_e2e::machine::test_with;
 use bailey_e2e::probe;
-use bailey_e2e::settings::only_ours;
+use bailey_e2e::settings::{OUR_RUNTIME, only_ours};
 
 #[test]
 fn a_path_of_the_host_is_refused() -> Result<()> {
@@ -216,6 +217,49 @@ pub(crate) fn scratch_disk(vmm: &str) -> Result<PathBuf> {
         }
     }
     anyhow::bail!("the VMM {vmm} has no scratch disk open")
+}
+
+#[test]
+fn namespaces_share_no_image() -> Result<()> {
+    if !only_ours("its images") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let here = machine.containerd.namespace().to_owned();
+        let there = format!("{here}-b");
+        let archive = image.archive.to_string_lossy();
+        machine.ctr_in(&there, &["images", "import", "--snapshotter", "overlayfs", &archive])?.success()?;
+        let mut of_layers = Vec::new();
+        for namespace in [&here, &there] {
+            let run = ["run", "--rm", "--runtime", OUR_RUNTIME, "--annotation", "dev.bailey.start=cold"];
+            let rest = [
+                "--snapshotter",
+                "overlayfs",
+                &image.reference,
+                "one",
+                "cat",
+                "/etc/hostname",
+                "/bin/busybox",
+            ];
+            let output = machine.ctr_in(namespace, &[&run[..], &rest[..]].concat())?;
+            let read = output.success()?.stdout;
+            assert!(read.len() > 100_000, "{namespace}: {} bytes", read.len());
+            let folder = machine.containerd.shim_cache_dir().join("images").join(namespace);
+            let files = fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?;
+            let mut images: Vec<PathBuf> = files.flatten().map(|file| file.path()).collect();
+            images.retain(|path| path.extension().is_some_and(|extension| extension == "img"));
+            assert_eq!(images.len(), 1, "{images:?}");
+            of_layers.push((read, fs::metadata(&images[0])?.ino(), fs::read(&images[0])?));
+        }
+        let [(first, inode, bytes), (second, other_inode, other_bytes)] = &of_layers[..] else {
+            return Ok(());
+        };
+        assert!(first == second, "the same image was run twice");
+        assert!(inode != other_inode, "one file for two namespaces");
+        // Each has a salt of its own, so that not even the hashes of its blocks are the other's.
+        assert!(bytes.len() == other_bytes.len() && bytes != other_bytes, "one hash tree for two namespaces");
+        Ok(())
+    })
 }
 
 #[test]

@@ -125,7 +125,7 @@ fn enter(order: &Order, status: &OwnedFd, parent: &OwnedFd) -> Result<Infallible
     }
     // INVARIANT: every step above needs privileges, none below does. The bounding set goes while we may change it.
     if layers.caps {
-        privilege::close_capabilities()?
+        privilege::close_capabilities(spec.read_all)?
     } else {
         privilege::keep_capabilities()?
     }
@@ -134,7 +134,7 @@ fn enter(order: &Order, status: &OwnedFd, parent: &OwnedFd) -> Result<Infallible
         report.applied.push("uid".to_owned());
     }
     if layers.caps {
-        privilege::clear_capabilities()?;
+        privilege::clear_capabilities(spec.read_all)?;
         report.applied.push("caps".to_owned());
     } else {
         privilege::pass_capabilities_on()?;

@@ -132,7 +132,8 @@ fn build(spec: &JailSpec, plan: &Plan, abi: ABI) -> Result<RulesetCreated, JailE
         rules = allow_path(rules, &file.target, rights)?;
     }
     for again in &spec.reopen {
-        let rights = if again.writable { read | AccessFs::WriteFile } else { read };
+        let write = make_bitflags!(AccessFs::{WriteFile | Truncate}) & known;
+        let rights = if again.writable { read | write } else { read };
         let link = PathBuf::from(format!("/proc/self/fd/{}", again.fd));
         // A memory file lies in no tree that a rule could name: Landlock leaves those alone and refuses rules.
         let names = std::fs::read_link(&link).step(|| at("look at", &link))?;

@@ -2,7 +2,9 @@
 
 use std::io;
 
-use caps::CapSet;
+use std::collections::HashSet;
+
+use caps::{CapSet, Capability};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid};
 
@@ -24,6 +26,7 @@ pub(super) fn limit(wanted: &Rlimits, report: &mut Report) -> Result<(), JailErr
         (Resource::RLIMIT_CORE, 0),
     ];
     limits.extend(wanted.fsize.map(|bytes| (Resource::RLIMIT_FSIZE, bytes)));
+    limits.extend(wanted.address_space.map(|bytes| (Resource::RLIMIT_AS, bytes)));
     for (resource, value) in limits {
         let (_, hard) = getrlimit(resource).step(|| format!("read the limit {resource:?}"))?;
         if hard < value {
@@ -37,9 +40,21 @@ pub(super) fn limit(wanted: &Rlimits, report: &mut Report) -> Result<(), JailErr
     Ok(())
 }
 
-/// Empties the bounding set and locks the ways in which capabilities come back. Needs `CAP_SETPCAP`.
-pub(super) fn close_capabilities() -> Result<(), JailError> {
-    for capability in 0..=63 {
+/// The one capability that a program may keep: to read what it sees.
+const READ_ALL: Capability = Capability::CAP_DAC_READ_SEARCH;
+
+/// Empties the bounding set and locks the ways in which capabilities come back. Needs `CAP_SETPCAP`. With `read_all`,
+/// one stays, and is handed on to the program through the ambient set.
+pub(super) fn close_capabilities(read_all: bool) -> Result<(), JailError> {
+    if read_all {
+        for set in [CapSet::Inheritable, CapSet::Ambient] {
+            // INVARIANT: before the securebits, which lock the ambient set.
+            caps::set(None, set, &HashSet::from([READ_ALL]))
+                .map_err(io::Error::other)
+                .step(|| format!("keep {READ_ALL} in the {set:?} set"))?;
+        }
+    }
+    for capability in (0..=63).filter(|number| !(read_all && *number == u32::from(READ_ALL.index()))) {
         if !raw::drop_bounding(capability).step(|| format!("drop capability {capability} for good"))? {
             break;
         }
@@ -56,11 +71,13 @@ pub(super) fn become_user(uid: u32, gid: u32) -> Result<(), JailError> {
     nix::unistd::setresuid(user, user, user).step(|| format!("become user {uid}"))
 }
 
-/// Empties all capability sets and checks that they are empty.
-pub(super) fn clear_capabilities() -> Result<(), JailError> {
-    // INVARIANT: effective before permitted; the kernel refuses a permitted set that is the smaller one.
-    for set in [CapSet::Ambient, CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
-        caps::clear(None, set)
+/// Empties all capability sets, but for what `read_all` keeps, and checks that nothing else is left.
+pub(super) fn clear_capabilities(read_all: bool) -> Result<(), JailError> {
+    let kept: HashSet<Capability> = read_all.then_some(READ_ALL).into_iter().collect();
+    // INVARIANT: effective before permitted; the kernel refuses a permitted set that is the smaller one. The ambient
+    // set follows: what leaves the permitted or the inheritable one leaves it, too.
+    for set in [CapSet::Effective, CapSet::Permitted, CapSet::Inheritable] {
+        caps::set(None, set, &kept)
             .map_err(io::Error::other)
             .step(|| format!("clear the {set:?} capabilities"))?;
     }
@@ -68,7 +85,7 @@ pub(super) fn clear_capabilities() -> Result<(), JailError> {
     {
         let left =
             caps::read(None, set).map_err(io::Error::other).step(|| format!("read the {set:?} set"))?;
-        if !left.is_empty() {
+        if left != kept {
             return Err(io::Error::other(format!("{left:?} are left")))
                 .step(|| format!("check that the {set:?} capabilities are gone"));
         }

@@ -26,6 +26,9 @@ pub struct JailSpec {
     /// Gives the program a `/tmp` of at most this many bytes. It counts as the process's memory. (The profiles for
     /// QEMU do not allow making files, so it is of use to other programs only.)
     pub tmp_bytes: Option<u64>,
+    /// Lets the program read the files that it sees whoever they belong to: it keeps `CAP_DAC_READ_SEARCH`, and no
+    /// other capability. Its root, Landlock and the filter decide what it sees.
+    pub read_all: bool,
     /// The program's absolute path inside the jail.
     pub program: PathBuf,
     /// Its arguments, the first being its name.
@@ -64,6 +67,7 @@ impl JailSpec {
             reopen: Vec::new(),
             kvm: false,
             tmp_bytes: None,
+            read_all: false,
             program,
             argv,
             env: Vec::new(),
@@ -143,12 +147,14 @@ pub struct Rlimits {
     pub memlock: u64,
     /// Bytes that a file may be made to have; `None` leaves it to the disks' own sizes.
     pub fsize: Option<u64>,
+    /// Bytes of memory that the process may map; `None` leaves it to its cgroup.
+    pub address_space: Option<u64>,
 }
 
 impl Default for Rlimits {
     /// Enough for a small VM: a VMM's pool of I/O threads is at most 64.
     fn default() -> Self {
-        Self { nofile: 256, nproc: 128, memlock: 0, fsize: None }
+        Self { nofile: 256, nproc: 128, memlock: 0, fsize: None, address_space: None }
     }
 }
 
@@ -160,6 +166,8 @@ pub enum Profile {
     QemuTcg,
     /// QEMU on KVM.
     QemuKvm,
+    /// `mkfs.erofs`, which makes an image of a tenant's files.
+    MkfsErofs,
 }
 
 /// The layers of a jail. Production uses [`Layers::all`] alone; switching one off is for the tests that show that

@@ -4,17 +4,19 @@
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 
-use bailey_host::jail::Layers;
+use bailey_host::jail::{FileMount, Layers, SeccompLayer};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use super::host::{Host, NEIGHBOUR, Outcome};
+use super::host::{Host, NEIGHBOUR, Outcome, Role, run};
 use super::matrix::{ATTACKS, Attack, LAYERS, Target, only, without_one};
+
+const ROLES: [Role; 2] = [Role::Vmm, Role::ImageMaker];
 
 /// A host with something on it to attack.
 struct Victims {
@@ -26,8 +28,8 @@ struct Victims {
 }
 
 impl Victims {
-    fn new() -> Self {
-        let host = Host::new();
+    fn new(role: Role) -> Self {
+        let host = Host::with_role(role);
         let folder = host.folder.path();
         let disk = folder.join("neighbours-disk");
         fs::write(&disk, "secret").unwrap();
@@ -59,6 +61,7 @@ impl Victims {
             Target::Fixed(target) => target.to_owned(),
             Target::InFolder(name) => folder.join(name).display().to_string(),
             Target::NeighbourProcess => self.process.id().to_string(),
+            Target::NeighbourInode => fs::metadata(folder.join("neighbours-disk")).unwrap().ino().to_string(),
             Target::TcpPort => self.tcp.local_addr().unwrap().to_string(),
             Target::AbstractSocket => self.abstract_name.clone(),
         };
@@ -81,7 +84,11 @@ impl Drop for Victims {
 
 /// Collects what did not come out as it should, so that one run shows everything.
 fn check(each: impl FnOnce(&Victims, &mut Vec<String>)) {
-    let victims = Victims::new();
+    check_as(Role::Vmm, each);
+}
+
+fn check_as(role: Role, each: impl FnOnce(&Victims, &mut Vec<String>)) {
+    let victims = Victims::new(role);
     let mut wrong = Vec::new();
     each(&victims, &mut wrong);
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
@@ -101,27 +108,60 @@ fn every_attack_works_where_there_is_no_jail() {
 
 #[test]
 fn no_attack_works_in_the_jail() {
-    check(|victims, wrong| {
-        for attack in ATTACKS {
-            if victims.attack(attack, &Layers::all()) == Outcome::Succeeded {
-                wrong.push(format!("{} at {:?} succeeded", attack.name, attack.target));
+    for role in ROLES {
+        check_as(role, |victims, wrong| {
+            // It runs and can say so: what is killed below is killed for the attack.
+            let nothing = victims.host.attack("nothing", "", &Layers::all());
+            assert!(matches!(nothing, Outcome::Denied(_)), "{role:?}: {nothing:?}");
+            for attack in ATTACKS {
+                if victims.attack(attack, &Layers::all()) == Outcome::Succeeded {
+                    wrong.push(format!("{role:?}: {} at {:?} succeeded", attack.name, attack.target));
+                }
             }
-        }
-    });
+        });
+    }
 }
 
 #[test]
 fn no_attack_works_with_any_one_layer_off() {
-    check(|victims, wrong| {
-        for (off, layers) in without_one() {
-            for attack in ATTACKS {
-                let succeeded = victims.attack(attack, &layers) == Outcome::Succeeded;
-                if succeeded && attack.alone != Some(off) {
-                    wrong.push(format!("{} at {:?} succeeded without {off}", attack.name, attack.target));
+    for role in ROLES {
+        check_as(role, |victims, wrong| {
+            for (off, layers) in without_one() {
+                for attack in ATTACKS {
+                    let succeeded = victims.attack(attack, &layers) == Outcome::Succeeded;
+                    if succeeded && attack.alone != Some(off) {
+                        let at = format!("{} at {:?}", attack.name, attack.target);
+                        wrong.push(format!("{role:?}: {at} succeeded without {off}"));
+                    }
                 }
             }
-        }
-    });
+        });
+    }
+}
+
+#[test]
+fn the_image_maker_reads_what_it_sees_and_keeps_no_other_capability() {
+    let host = Host::with_role(Role::ImageMaker);
+    let file = host.folder.path().join("tree");
+    fs::write(&file, "nobody's to read").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o000)).unwrap();
+    let read = |read_all| {
+        let mut spec = host.spec("read-file", "/run/tree");
+        spec.files = vec![FileMount { source: file.clone(), target: "/run/tree".into(), writable: false }];
+        spec.read_all = read_all;
+        run(&spec)
+    };
+    assert_eq!(read(true), Outcome::Succeeded);
+    assert!(matches!(read(false), Outcome::Denied(_)));
+    // With the filter off, so that it is the capabilities that deny: those to change the root and the user.
+    let layers = Layers { seccomp: SeccompLayer::Off, ..Layers::all() };
+    for attack in ["chroot", "setuid", "raw-socket", "bpf"] {
+        let outcome = host.attack(attack, "/proc", &layers);
+        assert!(
+            matches!(&outcome, Outcome::Denied(why) if why.contains("os error 1)")),
+            "{attack}: {outcome:?}"
+        );
+    }
 }
 
 #[test]

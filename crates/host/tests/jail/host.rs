@@ -40,8 +40,17 @@ pub(crate) fn entry() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_bailey-jail-standin")).to_owned()
 }
 
+/// What the stand-in stands in for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Vmm,
+    /// `mkfs.erofs`, whose jail has a table of its own and keeps the capability to read everything that it sees.
+    ImageMaker,
+}
+
 /// The stand-in and the roots of its jails.
 pub(crate) struct Host {
+    pub(crate) role: Role,
     pub(crate) user: u32,
     pub(crate) folder: TempDir,
     pub(crate) program: PathBuf,
@@ -59,6 +68,10 @@ pub(crate) enum Outcome {
 
 impl Host {
     pub(crate) fn new() -> Self {
+        Self::with_role(Role::Vmm)
+    }
+
+    pub(crate) fn with_role(role: Role) -> Self {
         let folder = folder();
         // Where every user can run it, for jails whose root is the host's.
         let program = folder.path().join("standin");
@@ -66,12 +79,17 @@ impl Host {
         let roots = folder.path().join("roots");
         fs::create_dir(&roots).unwrap();
         let base = base::prepare(&program, &[OTHER_PROGRAM.into()], &roots).unwrap();
-        Self { user: user(), folder, program, base }
+        Self { role, user: user(), folder, program, base }
     }
 
     /// A jail for one attack.
     pub(crate) fn spec(&self, attack: &str, target: &str) -> JailSpec {
-        let mut spec = JailSpec::new(self.user, self.base.clone(), self.program.clone(), Profile::QemuTcg);
+        let profile = match self.role {
+            Role::Vmm => Profile::QemuTcg,
+            Role::ImageMaker => Profile::MkfsErofs,
+        };
+        let mut spec = JailSpec::new(self.user, self.base.clone(), self.program.clone(), profile);
+        spec.read_all = self.role == Role::ImageMaker;
         spec.entry = entry();
         spec.argv = vec!["standin".to_owned(), attack.to_owned(), target.to_owned()];
         spec

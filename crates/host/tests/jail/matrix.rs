@@ -4,6 +4,7 @@
 //! | attack | stopped by any one of |
 //! |---|---|
 //! | read `/etc/shadow`; read a neighbour's disk; open a device of the host; write a kernel setting | root, user, landlock |
+//! | open a neighbour's file by its number, past all names | user, landlock, seccomp |
 //! | create a file | root, user, landlock, seccomp |
 //! | connect to a container engine's socket | root, seccomp |
 //! | connect to an abstract socket; to TCP on the host's loopback | namespaces, landlock, seccomp |
@@ -21,9 +22,13 @@
 //! | make an io_uring | seccomp alone; on kernels that count it as locked memory, rlimits with user |
 //!
 //! Two rows have one layer only. Descriptors without end: the memory that they cost counts towards the VMM's
-//! cgroup, which is the second wall but not this module's. An io_uring: it makes calls past the filter, so with the
+//! cgroup, which is the second wall (`cgroup.rs`) but not this module's. An io_uring: it makes calls past the filter, so with the
 //! filter gone it gives nothing that is not there anyway, and what it could reach is what the other rows deny with
 //! seccomp off. `user` is the user and the capabilities together.
+//!
+//! The program that makes images keeps one capability, to read what it sees. So for it the user stops neither the
+//! reading of files nor handles; both have another wall than that each, which `no_attack_works_with_any_one_layer_off`
+//! shows for it as for a VMM.
 
 use bailey_host::jail::{Layers, SeccompLayer};
 
@@ -82,6 +87,8 @@ pub(crate) enum Target {
     /// A file of the neighbour's, a device, or the folder itself, in the host's folder.
     InFolder(&'static str),
     NeighbourProcess,
+    /// The number of a neighbour's file in its filesystem.
+    NeighbourInode,
     TcpPort,
     AbstractSocket,
 }
@@ -109,6 +116,7 @@ pub(crate) const ATTACKS: &[Attack] = &[
         Target::Fixed("/proc/sys/kernel/core_pattern"),
         &[&[Root], &[User], &[Landlock]],
     ),
+    attack("open-by-handle", Target::NeighbourInode, &[&[User], &[Landlock], &[Seccomp]]),
     attack("create-file", Target::InFolder(""), &[&[Root], &[User], &[Landlock], &[Seccomp]]),
     attack("connect-path", Target::InFolder("engine.sock"), &[&[Root], &[Seccomp]]),
     attack("connect-abstract", Target::AbstractSocket, &[&[Namespaces], &[Landlock], &[Seccomp]]),

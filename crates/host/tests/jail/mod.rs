@@ -1,4 +1,5 @@
 mod attacks;
+mod cgroup;
 mod host;
 mod matrix;
 mod paths;

@@ -76,6 +76,12 @@ fn try_attack(attack: &str, target: &str) -> io::Result<()> {
         "io-uring" => io_uring(),
         "open-many" => open_many(number()),
         "fork-many" => fork_many(number()),
+        "open-by-handle" => open_by_handle(number()),
+        "open-memory-files" => open_memory_files(number()),
+        "eat-memory" => eat_memory(number()),
+        "spin" => loop {
+            std::hint::spin_loop();
+        },
         "syscall" => raw_call(target),
         other => Err(io::Error::other(format!("no such attack: {other}"))),
     }
@@ -158,6 +164,43 @@ fn open_many(count: i32) -> io::Result<()> {
     for _ in 0..count {
         // SAFETY: takes integers only.
         done(unsafe { libc::fcntl(3, libc::F_DUPFD_CLOEXEC, 0) }.into())?;
+    }
+    Ok(())
+}
+
+/// Opens the file with this number in the filesystem of the root, past all names: ext4 and its like take a handle that
+/// says only that.
+fn open_by_handle(inode: i32) -> io::Result<()> {
+    // Bytes that follow, their kind (a number and a generation, which may be none), the number, the generation.
+    let mut handle = [8_i32, 1, inode, 0];
+    let root = File::open("/")?;
+    let at = std::os::fd::AsRawFd::as_raw_fd(&root);
+    let call = libc::SYS_open_by_handle_at;
+    // SAFETY: the handle is as long as it says.
+    done(unsafe { libc::syscall(call, at, handle.as_mut_ptr(), libc::O_RDONLY) })
+}
+
+/// Opens files that are nothing but memory of the kernel, as many as the host lets a process have.
+fn open_memory_files(count: i32) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is writable.
+    done(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) }.into())?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: the limit is readable.
+    done(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) }.into())?;
+    for _ in 0..count {
+        // SAFETY: the name is NUL-terminated.
+        done(unsafe { libc::memfd_create(c"standin".as_ptr(), 0) }.into())?;
+    }
+    Ok(())
+}
+
+/// Takes so many MiB of memory, and uses every page of it.
+fn eat_memory(mib: i32) -> io::Result<()> {
+    let mut eaten = vec![0_u8; usize::try_from(mib).unwrap_or(0) << 20];
+    for page in eaten.chunks_mut(4096) {
+        page[0] = 1;
+        std::hint::black_box(page);
     }
     Ok(())
 }

@@ -9,15 +9,18 @@ mod verity;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bailey_types::guest::spec::RootDisk;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
+use nix::unistd::linkat;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::erofs::Maker;
 pub(crate) use self::layers::{Layers, RootfsMount};
-use crate::error::{Context, Kind, Result};
+use crate::error::{Context, Result};
 
 /// An image that is ready to be a VM's first disk.
 #[derive(Debug)]
@@ -39,39 +42,49 @@ struct Label {
 }
 
 /// Makes the image of `layers`, or finds it. Blocks: making one reads the whole image.
-///
-/// `bundle` lends its `rootfs` folder as a place to mount at, in a mount namespace that ends with this call.
-pub(crate) fn prepare(cache: &Path, namespace: &str, bundle: &Path, layers: &Layers) -> Result<Image> {
-    let folder = cache.join("images").join(namespace);
+pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
+    let folder = maker.config.cache_dir.join("images").join(&maker.namespace);
     fs::DirBuilder::new()
         .recursive(true)
         .create(&folder)
         .context(|| format!("making {}", folder.display()))?;
     let Some(key) = layers.key()? else {
-        let scratch = folder.join(format!("once-{}", std::process::id()));
-        let made = make(&scratch, bundle, layers);
-        // Whether or not it was made, its name goes; the open file stays.
-        let removed = fs::remove_file(&scratch);
-        let (file, label) = made?;
-        removed.context(|| format!("removing {}", scratch.display()))?;
-        return Ok(Image { file, root: label.into() });
+        let (file, label) = make(maker, &folder, layers)?;
+        return image(&file, label);
     };
     let _one_at_a_time = lock(&folder, &key)?;
     let (path, label_path) = (folder.join(format!("{key}.img")), folder.join(format!("{key}.json")));
     if let Some(image) = find(&path, &label_path) {
         return Ok(image);
     }
-    let temporary = folder.join(format!("{key}.new"));
-    let made = make(&temporary, bundle, layers);
-    if made.is_err() {
-        // What failed may have left a part; an absent one is fine.
-        let _absent = fs::remove_file(&temporary);
+    let (file, label) = make(maker, &folder, layers)?;
+    // INVARIANT: no image has its name while another one's label is beside it, however this ends.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context(|| format!("removing {}", path.display()));
+        }
+        _ => {}
     }
-    let (file, label) = made?;
     let text = serde_json::to_vec(&label).context(|| "writing an image's label".into())?;
     fs::write(&label_path, text).context(|| format!("writing {}", label_path.display()))?;
-    fs::rename(&temporary, &path).context(|| format!("naming {}", path.display()))?;
+    give_name(&file, &path).context(|| format!("naming {}", path.display()))?;
+    image(&file, label)
+}
+
+/// The image for reading: whoever gets it cannot write to it.
+fn image(file: &File, label: Label) -> Result<Image> {
+    let file = File::open(path_of(file)).context(|| "opening the image for reading".into())?;
     Ok(Image { file, root: label.into() })
+}
+
+/// A path that leads to an open file.
+fn path_of(file: &File) -> String {
+    format!("/proc/self/fd/{}", file.as_raw_fd())
+}
+
+/// Gives a file that has no name one.
+fn give_name(file: &File, path: &Path) -> nix::Result<()> {
+    linkat(AT_FDCWD, path_of(file).as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)
 }
 
 impl From<Label> for RootDisk {
@@ -96,29 +109,21 @@ fn find(path: &Path, label: &Path) -> Option<Image> {
     (file.metadata().ok()?.len() == label.file_bytes).then(|| Image { file, root: label.into() })
 }
 
-fn make(path: &Path, bundle: &Path, layers: &Layers) -> Result<(File, Label)> {
-    let rootfs: PathBuf = bundle.join("rootfs");
+fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> {
+    let rootfs: PathBuf = maker.bundle.join("rootfs");
     match fs::create_dir(&rootfs) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(error).context(|| format!("making {}", rootfs.display()));
         }
         _ => {}
     }
-    erofs::make(path, &rootfs, layers)?;
-    let doing = || format!("reading back {}", path.display());
-    let file = OpenOptions::new().read(true).write(true).open(path).context(doing)?;
+    let file = erofs::make(maker, folder, layers)?;
     let mut salt = [0; 32];
     getrandom(&mut salt)?;
-    let tree =
-        verity::append(&file, salt).context(|| format!("writing the hash tree of {}", path.display()))?;
-    let label = Label {
-        data_blocks: tree.data_blocks,
-        root_hash: tree.root_hash,
-        salt,
-        file_bytes: file.metadata().context(doing)?.len(),
-    };
-    drop(file);
-    let file = File::open(path).context_as(Kind::Internal, doing)?;
+    let tree = verity::append(&file, salt).context(|| "writing the hash tree of the image".into())?;
+    let about = file.metadata().context(|| "reading back the image".into())?;
+    let label =
+        Label { data_blocks: tree.data_blocks, root_hash: tree.root_hash, salt, file_bytes: about.len() };
     Ok((file, label))
 }
 

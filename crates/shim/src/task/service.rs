@@ -107,7 +107,7 @@ impl Service {
         if let Some(spec) = init.spec.take() {
             plan.container.process = *spec;
         }
-        let image = self.image(&config, &bundle, &plan.root, &request).await?;
+        let image = self.image(&config, &bundle, &plan, &request).await?;
         let (sandbox, events) =
             Sandbox::launch(&config, &self.namespace, &self.id, &plan, image, creating.take()).await?;
         let (outputs, all_carried) = Outputs::new(plan.annotations.log_bytes_per_second);
@@ -137,7 +137,7 @@ impl Service {
         &self,
         config: &Config,
         bundle: &Path,
-        root: &Path,
+        plan: &Plan,
         request: &api::CreateTaskRequest,
     ) -> Result<image::Image> {
         let mounts: Vec<RootfsMount> = request
@@ -149,11 +149,14 @@ impl Service {
                 options: mount.options.clone(),
             })
             .collect();
-        let layers = Layers::from_mounts(&mounts, &bundle.join(root))?;
-        let (cache, namespace, bundle) =
-            (config.cache_dir.clone(), self.namespace.clone(), bundle.to_owned());
-        let prepared =
-            tokio::task::spawn_blocking(move || image::prepare(&cache, &namespace, &bundle, &layers)).await;
+        let layers = Layers::from_mounts(&mounts, &bundle.join(&plan.root))?;
+        let maker = image::Maker {
+            config: config.clone(),
+            namespace: self.namespace.clone(),
+            cgroup: plan.cgroup.clone(),
+            bundle: bundle.to_owned(),
+        };
+        let prepared = tokio::task::spawn_blocking(move || image::prepare(&maker, &layers)).await;
         prepared.context(|| "preparing the image".into())?
     }
 

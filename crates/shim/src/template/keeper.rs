@@ -17,7 +17,7 @@ use crate::args::Args;
 use crate::config::Config;
 use crate::error::{Context, Error, Result};
 use crate::sandbox::{self, Place, Vm};
-use crate::vmm::{Driver, GuestImage, Origin, Saved, Shape};
+use crate::vmm::{self, Driver, GuestImage, Origin, Saved, Shape};
 
 /// Longest wait for a request on a connection.
 const ASKED: Duration = Duration::from_secs(5);
@@ -71,6 +71,7 @@ async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Sha
         cgroup.clone(),
         &Limits {
             memory_bytes: Some(shape.memory_bytes + driver.describe().overhead_bytes),
+            pids: Some(vmm::threads(shape.vcpus)),
             ..Limits::default()
         },
     )?;

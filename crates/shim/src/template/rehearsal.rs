@@ -12,7 +12,8 @@ use oci_spec::runtime::Spec;
 use crate::bundle::{self, IoLimits};
 use crate::config::Config;
 use crate::error::{Context, Result};
-use crate::image::{self, Image, Layers};
+use crate::image::{self, Image, Layers, Maker};
+use crate::sandbox::CGROUP_TOP;
 use crate::vmm::Disks;
 use crate::{sandbox, scratch};
 
@@ -41,10 +42,14 @@ const PROGRAM: [u8; 158] = [
 pub(super) fn image(config: &Config, namespace: &str) -> Result<Image> {
     let doing = || "making the image of a rehearsal".to_owned();
     fs::create_dir_all(&config.cache_dir).context(doing)?;
-    let bundle = config.cache_dir.join(format!("rehearsal-{}", std::process::id()));
+    let name = format!("rehearsal-{}", std::process::id());
+    let bundle = config.cache_dir.join(&name);
+    let cgroup = Path::new(CGROUP_TOP).join(namespace).join(&name);
+    let maker =
+        Maker { config: config.clone(), namespace: namespace.to_owned(), cgroup, bundle: bundle.clone() };
     let made = write_root(&bundle.join("rootfs")).context(doing).and_then(|()| {
         let layers = Layers::from_mounts(&[], &bundle.join("rootfs"))?;
-        image::prepare(&config.cache_dir, namespace, &bundle, &layers)
+        image::prepare(&maker, &layers)
     });
     let removed = fs::remove_dir_all(&bundle);
     let made = made?;
@@ -65,8 +70,11 @@ fn write_root(root: &Path) -> std::io::Result<()> {
 /// The disks of a rehearsal, and what is asked of the guest.
 pub(super) fn request(config: &Config, image: File, root: RootDisk) -> Result<(Disks, Request)> {
     let filesystem = scratch::filesystem(&config.cache_dir, SCRATCH)?;
-    let disks =
-        Disks { root: image, scratch: scratch::create(&config.cache_dir, SCRATCH)?, io: IoLimits::default() };
+    let disks = Disks {
+        root: image,
+        scratch: scratch::create(&config.cache_dir, SCRATCH, 1)?,
+        io: IoLimits::default(),
+    };
     let mut plan = bundle::plan(&specification()?, "rehearsal", "rehearsal", false)?;
     plan.container.process.stdout = true;
     let request = Request::Rehearse {

@@ -78,6 +78,16 @@ impl GuestImage {
     }
 }
 
+/// Threads and processes that a VMM may have beside one for each processor: QEMU's pool for I/O, which is at most 64,
+/// its own few, and the process above Firecracker. One number for two walls: the limit of the VMM's user holds where
+/// the cgroup's fails, and the other way round, and neither leaves room that the other one would not.
+const THREADS: u64 = 80;
+
+/// The most threads and processes of a VMM.
+pub(crate) fn threads(vcpus: u32) -> u64 {
+    THREADS + u64::from(vcpus)
+}
+
 /// The shape of a VM: what a template and its clones have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {

@@ -4,6 +4,7 @@
 //! test and not by a guest; the kernel's log names it (`type=1326`, `syscall=`). Must never hold a call without the
 //! reason for it beside it.
 
+mod mkfs_erofs;
 mod qemu;
 mod qemu_kvm;
 mod qemu_tcg;
@@ -62,11 +63,12 @@ const fn without(argument: u8, bits: u64) -> Check {
 /// The calls that a profile allows. `execve` is not among them: the filter adds it for one address.
 #[must_use]
 pub fn table(profile: Profile) -> Vec<Call> {
-    let extra = match profile {
-        Profile::QemuTcg => qemu_tcg::CALLS,
-        Profile::QemuKvm => qemu_kvm::CALLS,
+    let parts = match profile {
+        Profile::QemuTcg => [qemu::CALLS, qemu_tcg::CALLS],
+        Profile::QemuKvm => [qemu::CALLS, qemu_kvm::CALLS],
+        Profile::MkfsErofs => [mkfs_erofs::CALLS, &[]],
     };
-    qemu::CALLS.iter().chain(extra).copied().collect()
+    parts.concat()
 }
 
 /// A filter, ready to be applied.

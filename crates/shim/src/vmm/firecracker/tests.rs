@@ -95,7 +95,7 @@ impl World {
         fs::write(&image, text).unwrap();
         let cache = self.folder.path().join("cache");
         fs::create_dir_all(&cache).unwrap();
-        let scratch = scratch::create(&cache, SCRATCH_BYTES).unwrap();
+        let scratch = scratch::create(&cache, SCRATCH_BYTES, 1).unwrap();
         Disks { root: File::open(image).unwrap(), scratch, io }
     }
 

@@ -24,7 +24,7 @@ use self::args::{Accel, Descriptors, DiskFile, INITRAMFS, KERNEL, Line, Memory};
 use self::hung::Hung;
 use self::qmp::Monitor;
 use super::console::{self, Tail};
-use super::{Description, Disks, Driver, Launch, Machine, Origin, Saved, Shape, memory};
+use super::{Description, Disks, Driver, Launch, Machine, Origin, Saved, Shape, memory, threads};
 use crate::error::{Context, Error, Kind, Result};
 
 /// Memory that QEMU takes beside the guest's: its own, and under emulation the translated code (`tb-size`).
@@ -106,6 +106,7 @@ impl Driver for Qemu {
         };
         let mut spec = JailSpec::new(launch.uid, self.root()?, self.program.clone(), self.profile());
         spec.argv = line.build();
+        spec.rlimits.nproc = threads(launch.shape.vcpus);
         spec.kvm = self.accel == Accel::Kvm;
         spec.files = boot_files(launch.shape);
         spec.reopen = match memory {
