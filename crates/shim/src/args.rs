@@ -18,6 +18,10 @@ pub(crate) enum Action {
     KeepTemplate,
     /// End the templates of a namespace.
     DropTemplates,
+    /// Remove from the cache what is of no more use.
+    Collect,
+    /// Remove the images of a namespace.
+    DropImages,
     /// Tell containerd what this runtime is.
     Info,
     Version,
@@ -94,6 +98,8 @@ fn parse_action(word: &str) -> Result<Action> {
         "serve" => Ok(Action::Serve),
         "keep-template" => Ok(Action::KeepTemplate),
         "drop-templates" => Ok(Action::DropTemplates),
+        "collect" => Ok(Action::Collect),
+        "drop-images" => Ok(Action::DropImages),
         _ => Err(Error::invalid(format!("the action {word} is not known"))),
     }
 }
@@ -101,7 +107,7 @@ fn parse_action(word: &str) -> Result<Action> {
 fn usage() -> Error {
     Error::invalid(
         "containerd starts this program; by hand: \
-         containerd-shim-bailey-v1 -namespace NAME drop-templates, or -version",
+         containerd-shim-bailey-v1 collect, -namespace NAME drop-templates, -namespace NAME drop-images, or -version",
     )
 }
 

@@ -37,6 +37,8 @@ fn main() -> ExitCode {
         Action::Serve => app::serve(&args),
         Action::KeepTemplate => template::keep(&args),
         Action::DropTemplates => template::drop_all(&args),
+        Action::Collect => commands::collect(),
+        Action::DropImages => commands::drop_images(&args),
         Action::Info => commands::info(),
         Action::Version => commands::version(),
     });

@@ -3,6 +3,7 @@
 //! Whatever a sandbox owns goes when this value goes: the VMM, its cgroup, its user's lease. What has a name on the
 //! host has it for as short as possible; what has none cannot be left behind.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub(crate) struct Sandbox {
     /// The most that the workload may ever be given, in bytes.
     pub(crate) memory_bytes: u64,
     _uid: UidLease,
+    /// The image is in use for as long as this is open; a VMM may open it anew.
+    _image: File,
 }
 
 /// A cgroup that is removed with this value.
@@ -227,6 +230,7 @@ impl Sandbox {
         };
         let cold = matches!(origin, Origin::Boot);
         tracing::debug!("prepared after {:?}, cold: {cold}", begun.elapsed());
+        let image_in_use = image.file.try_clone().context(|| "copying a descriptor".into())?;
         let disks = Some(Disks { root: image.file, scratch, io: plan.annotations.io });
         let uid = lease.uid();
         let launch =
@@ -248,7 +252,8 @@ impl Sandbox {
         };
         with_machine(&*machine, guest.command(Request::Setup(Box::new(setup)))).await?;
         tracing::debug!("set up after {:?}", begun.elapsed());
-        let sandbox = Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease };
+        let sandbox =
+            Sandbox { machine, guest, cgroup, memory_bytes: class, _uid: lease, _image: image_in_use };
         Ok((sandbox, events))
     }
 

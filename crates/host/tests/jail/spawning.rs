@@ -177,13 +177,19 @@ fn roots_are_built_once_and_kept_while_in_use() {
     let other = base::prepare(&host.program, &[], roots).unwrap();
     assert_ne!(other, host.base);
     let jailed = jail::spawn(&host.spec("hang", ""), Vec::new(), |_| Ok(())).unwrap();
-    assert_eq!(base::collect(roots, &[]).unwrap(), 1, "only the one that is not in use");
+    let soon = Duration::from_secs(600);
+    assert_eq!(base::collect(roots, &[], soon).unwrap(), 0, "both were just asked for");
+    assert_eq!(base::collect(roots, &[], Duration::ZERO).unwrap(), 1, "only the one that is not in use");
     assert!(host.base.is_dir() && !other.exists());
     jailed.kill(Signal::SIGKILL).unwrap();
     end(&jailed);
     drop(jailed);
-    assert_eq!(base::collect(roots, std::slice::from_ref(&host.base)).unwrap(), 0, "it is to be kept");
-    assert_eq!(base::collect(roots, &[]).unwrap(), 1);
+    assert_eq!(
+        base::collect(roots, std::slice::from_ref(&host.base), Duration::ZERO).unwrap(),
+        0,
+        "it is to be kept"
+    );
+    assert_eq!(base::collect(roots, &[], Duration::ZERO).unwrap(), 1);
 }
 
 #[test]
