@@ -26,6 +26,11 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 /// Sockets have short names; a folder directly below this one leaves room for what containerd and shims append.
 const PARENT: &str = "/run";
 
+/// Users for the sandboxes of one test's process: above those that a shim takes by itself.
+const FIRST_UID: u32 = 2_100_000_000;
+const UIDS: u32 = 1000;
+const PROCESSES: u32 = 1 << 20;
+
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A running containerd.
@@ -108,7 +113,7 @@ impl Containerd {
         }
         command.arg("--").arg(program);
         clear_environment(&mut command);
-        command.env("PATH", SYSTEM_PATH);
+        command.env("PATH", path());
         command
     }
 
@@ -166,9 +171,11 @@ level = "info"
 "#
         );
         let start = settings::start().map_or(String::new(), |start| format!("start = {start:?}\n"));
-        // Many tests at once share a disk on which each sandbox reserves its own.
+        // Many tests at once share a disk on which each sandbox reserves its own, and users, whose processes count
+        // together: those of two tests must not be the same.
+        let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;
         let shim = format!(
-            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\n{start}",
+            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\nfirst_uid = {first_uid}\nuids = {UIDS}\n{start}",
             settings::guest_dir()?,
             self.shim_state_dir(),
             self.shim_cache_dir()
@@ -196,7 +203,7 @@ level = "info"
         command.args(["--pdeathsig", "KILL", "--", "containerd", "--config"]);
         command.arg(self.folder().join("config.toml"));
         clear_environment(&mut command);
-        command.env("PATH", format!("{}:{SYSTEM_PATH}", bin_dir.display()));
+        command.env("PATH", format!("{}:{}", bin_dir.display(), path()));
         command.env("BAILEY_SHIM_CONFIG", self.shim_config());
         command.stdin(Stdio::null()).stdout(log.try_clone().context("copying a descriptor")?).stderr(log);
         self.child = Some(command.spawn().context("starting containerd; see scripts/deps")?);
@@ -238,6 +245,14 @@ impl Drop for Containerd {
         if settings::keep() {
             self.folder.disable_cleanup(true);
         }
+    }
+}
+
+/// Where programs are looked for: beside the containerd under test before anywhere else.
+fn path() -> String {
+    match settings::containerd() {
+        Some(folder) => format!("{}:{SYSTEM_PATH}", folder.display()),
+        None => SYSTEM_PATH.to_owned(),
     }
 }
 

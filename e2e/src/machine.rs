@@ -50,10 +50,15 @@ impl Machine {
 
     /// Ends all templates that our shim keeps.
     pub fn drop_templates(&self) -> Result<()> {
+        let words = ["-namespace", self.containerd.namespace(), "drop-templates"];
+        self.shim(&words).context("ending templates").map(drop)
+    }
+
+    /// Calls our shim as an operator would.
+    pub fn shim(&self, words: &[&str]) -> Result<String> {
         let mut shim = self.containerd.command(self.bin_dir.join("containerd-shim-bailey-v1"));
-        shim.env("BAILEY_SHIM_CONFIG", self.containerd.shim_config());
-        shim.args(["-namespace", self.containerd.namespace(), "drop-templates"]);
-        text_of(&mut shim, QUICK).context("ending templates").map(drop)
+        shim.env("BAILEY_SHIM_CONFIG", self.containerd.shim_config()).args(words);
+        text_of(&mut shim, QUICK)
     }
 
     /// Describes a container to be run.

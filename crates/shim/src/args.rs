@@ -20,6 +20,10 @@ pub(crate) enum Action {
     Spare,
     /// End the templates of a namespace.
     DropTemplates,
+    /// Remove from the cache what is of no more use.
+    Collect,
+    /// Remove the images of a namespace.
+    DropImages,
     /// Tell containerd what this runtime is.
     Info,
     Version,
@@ -97,6 +101,8 @@ fn parse_action(word: &str) -> Result<Action> {
         "keep-template" => Ok(Action::KeepTemplate),
         "spare" => Ok(Action::Spare),
         "drop-templates" => Ok(Action::DropTemplates),
+        "collect" => Ok(Action::Collect),
+        "drop-images" => Ok(Action::DropImages),
         _ => Err(Error::invalid(format!("the action {word} is not known"))),
     }
 }
@@ -104,7 +110,7 @@ fn parse_action(word: &str) -> Result<Action> {
 fn usage() -> Error {
     Error::invalid(
         "containerd starts this program; by hand: \
-         containerd-shim-bailey-v1 -namespace NAME drop-templates, or -version",
+         containerd-shim-bailey-v1 collect, -namespace NAME drop-templates, -namespace NAME drop-images, or -version",
     )
 }
 

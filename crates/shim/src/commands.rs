@@ -22,6 +22,7 @@ use crate::bundle::{self, Class};
 use crate::clock;
 use crate::config::{Config, FromContainerd};
 use crate::error::{Context, Error, Kind, Result};
+use crate::image::{self, cache::Collected};
 use crate::template;
 
 /// The descriptor on which the serving process finds its socket: standard input.
@@ -153,6 +154,27 @@ pub(crate) fn info() -> Result<()> {
     };
     let bytes = info.write_to_bytes().context(|| "writing what this runtime is".into())?;
     io::stdout().write_all(&bytes).context(|| "telling what this runtime is".into())
+}
+
+/// Removes from the cache what is of no more use, and says what.
+pub(crate) fn collect() -> Result<()> {
+    tell(image::cache::collect_all(&Config::load(None)?, true)?)
+}
+
+/// Removes the images of a namespace that are not in use, and says how many.
+pub(crate) fn drop_images(args: &Args) -> Result<()> {
+    tell(image::cache::drop_images(&Config::load(None)?, &args.namespace)?)
+}
+
+fn tell(collected: Collected) -> Result<()> {
+    let Collected { removed, removed_bytes, kept, kept_bytes } = collected;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    let line = format!(
+        "removed {removed} images ({} MiB), kept {kept} ({} MiB)\n",
+        mib(removed_bytes),
+        mib(kept_bytes)
+    );
+    io::stdout().write_all(line.as_bytes()).context(|| "printing".into())
 }
 
 /// Prints the version.

@@ -66,6 +66,7 @@ struct Raw {
     qemu: Option<PathBuf>,
     mkfs_erofs: Option<PathBuf>,
     image_max: Option<String>,
+    cache_limit: Option<String>,
     image_timeout_seconds: Option<u64>,
     firecracker: Option<PathBuf>,
     jailer: Option<PathBuf>,
@@ -102,6 +103,8 @@ pub(crate) struct Config {
     /// The largest image that is made, in bytes, and the longest time that it may take.
     pub(crate) image_bytes_max: u64,
     pub(crate) image_timeout: Duration,
+    /// The most that all kept images that nobody uses may have together, in bytes.
+    pub(crate) cache_bytes_max: u64,
     pub(crate) firecracker: Option<PathBuf>,
     pub(crate) jailer: Option<PathBuf>,
     /// Memory of a sandbox whose container has no limit, in bytes.
@@ -166,6 +169,7 @@ impl Raw {
             qemu: or(self.qemu, "/usr/bin/qemu-system-x86_64"),
             mkfs_erofs: or(self.mkfs_erofs, "/usr/bin/mkfs.erofs"),
             image_bytes_max: size("image_max", self.image_max.as_deref(), 16 << 30)?,
+            cache_bytes_max: size("cache_limit", self.cache_limit.as_deref(), 32 << 30)?,
             image_timeout: Duration::from_secs(self.image_timeout_seconds.unwrap_or(600)),
             firecracker: self.firecracker.or_else(|| environment("BAILEY_FIRECRACKER").map(PathBuf::from)),
             jailer: self.jailer.or_else(|| environment("BAILEY_JAILER").map(PathBuf::from)),

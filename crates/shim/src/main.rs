@@ -38,6 +38,8 @@ fn main() -> ExitCode {
         Action::KeepTemplate => template::keep(&args),
         Action::Spare => template::wait(&args),
         Action::DropTemplates => template::drop_all(&args),
+        Action::Collect => commands::collect(),
+        Action::DropImages => commands::drop_images(&args),
         Action::Info => commands::info(),
         Action::Version => commands::version(),
     });

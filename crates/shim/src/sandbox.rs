@@ -3,6 +3,7 @@
 //! Whatever a sandbox owns goes when this value goes: the VMM, its cgroup, its user's lease. What has a name on the
 //! host has it for as short as possible; what has none cannot be left behind.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub(crate) struct Sandbox {
     /// The most that the workload may ever be given, in bytes.
     pub(crate) memory_bytes: u64,
     _uid: UidLease,
+    /// The image is in use for as long as this is open; a VMM may open it anew.
+    _image: File,
 }
 
 /// A cgroup that is removed with this value.
@@ -229,6 +232,7 @@ impl Sandbox {
         let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
         let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
         let scratch = scratch::create(&config.cache_dir, scratch_bytes, config.scratch_overcommit)?;
+        let image_in_use = image.file.try_clone().context(|| "copying a descriptor".into())?;
         let disks = Disks { root: image.file, scratch, io: plan.annotations.io };
         let waiting = match spare.filter(|_| start(config, plan) == Start::Warm) {
             Some(spare) => adopt(config, namespace, &*driver, &shape, spare, &cgroup.0, &disks).await,
@@ -253,7 +257,8 @@ impl Sandbox {
         with_machine(&*vm.machine, vm.guest.command(Request::Setup(Box::new(setup)))).await?;
         tracing::debug!("set up after {:?}", begun.elapsed());
         let Vm { machine, guest, events, uid } = vm;
-        Ok((Sandbox { machine, guest, cgroup, memory_bytes: class_of(config, plan), _uid: uid }, events))
+        let memory_bytes = class_of(config, plan);
+        Ok((Sandbox { machine, guest, cgroup, memory_bytes, _uid: uid, _image: image_in_use }, events))
     }
 
     /// Asks the guest, knowing that its VMM may end meanwhile.
@@ -321,8 +326,9 @@ async fn adopt(
         cgroup
             .add(Pid::from_raw(spare.vm.machine.pid().cast_signed()))
             .context(|| "limiting the VMM".into())?;
-        spare.vm.machine.set_disks(disks).await?;
-        spare.vm.machine.resume().await
+        // QEMU lets go of what it is told to only while the processors run. The guest does nothing until it is asked.
+        spare.vm.machine.resume().await?;
+        spare.vm.machine.set_disks(disks).await
     };
     match adopted.await {
         Ok(()) => Some(spare.vm),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bailey_e2e::images::{Image, base, busybox};
+use bailey_e2e::images::{Image, base, busybox, layered, unprivileged};
 use bailey_e2e::machine::{Machine, test_with};
 use bailey_e2e::process::{Output, text_of};
 use bailey_e2e::settings::only_ours;
@@ -226,5 +226,114 @@ fn an_image_is_made_in_a_jail_that_leaves_nothing_when_its_shim_is_killed() -> R
             ensure!(kept(machine, extension)?.is_empty(), "a {extension} was left");
         }
         Ok(())
+    })
+}
+
+/// Runs a container of an image, which must work.
+fn runs_once(machine: &Machine, image: &Image) -> Result<()> {
+    let text = machine.run(image).args(&["echo", "ran"]).output()?.success()?.text();
+    ensure!(text == "ran\n", "it said {text:?}");
+    Ok(())
+}
+
+#[test]
+fn what_is_not_used_makes_room_for_what_is_new() -> Result<()> {
+    ours(|machine, image| {
+        machine.containerd.set_shim(&[("cache_limit", "\"1\"")])?;
+        let mut task = machine.run(image).sh("echo up; exec sleep 1000").start()?;
+        task.wait_for("up\n")?;
+        let first = kept(machine, "img")?;
+        ensure!(first.len() == 1, "{first:?}");
+        let second = layered().image()?;
+        machine.import(&second)?;
+        runs_once(machine, &second)?;
+        ensure!(kept(machine, "img")?.len() == 2, "one that is used has gone, or the new one");
+        task.end()?;
+        let third = unprivileged().image()?;
+        machine.import(&third)?;
+        // It has the first one's layers: that one is found, and nothing is made.
+        machine.run(&third).output()?;
+        ensure!(kept(machine, "img")?.len() == 2);
+        let said = machine.shim(&["collect"])?;
+        ensure!(said.starts_with("removed 2 images (") && said.contains("kept 0"), "{said}");
+        ensure!(kept(machine, "img")?.is_empty() && kept(machine, "json")?.is_empty());
+        runs_once(machine, image)
+    })
+}
+
+#[test]
+fn images_go_with_their_layers_or_their_namespace() -> Result<()> {
+    ours(|machine, image| {
+        let second = layered().image()?;
+        machine.import(&second)?;
+        runs_once(machine, image)?;
+        runs_once(machine, &second)?;
+        ensure!(kept(machine, "img")?.len() == 2);
+        let said = machine.shim(&["collect"])?;
+        ensure!(said.starts_with("removed 0 images") && said.contains("kept 2"), "{said}");
+        machine.ctr(&["images", "rm", "--sync", &second.reference])?.success()?;
+        let said = machine.shim(&["collect"])?;
+        ensure!(said.starts_with("removed 1 images") && said.contains("kept 1"), "{said}");
+        runs_once(machine, image)?;
+        // One that is used outlives its name.
+        let mut task = machine.run(image).sh("echo up; exec sleep 1000").start()?;
+        task.wait_for("up\n")?;
+        let drop_images = ["-namespace", machine.containerd.namespace(), "drop-images"];
+        ensure!(machine.shim(&drop_images)?.contains("kept 1"));
+        ensure!(task.sh("md5sum /bin/* | tail -n 1")?.code == 0, "its image is gone");
+        task.end()?;
+        ensure!(machine.shim(&drop_images)?.starts_with("removed 1 images"));
+        let images = machine.containerd.shim_cache_dir().join("images");
+        ensure!(!images.join(machine.containerd.namespace()).exists(), "its folder is left");
+        runs_once(machine, image)
+    })
+}
+
+#[test]
+fn collecting_disturbs_no_start() -> Result<()> {
+    ours(|machine, image| {
+        machine.containerd.set_shim(&[("cache_limit", "\"1\"")])?;
+        let machine = &*machine;
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let rounds = std::thread::scope(|scope| -> Result<usize> {
+            let collecting = scope.spawn(|| -> Result<usize> {
+                let mut removed = 0;
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    removed += usize::from(!machine.shim(&["collect"])?.starts_with("removed 0"));
+                }
+                Ok(removed)
+            });
+            let started = (0..6).try_for_each(|_| runs_once(machine, image));
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            started?;
+            collecting.join().unwrap_or_else(|_| anyhow::bail!("collecting ended in a panic"))
+        })?;
+        ensure!(rounds >= 2, "nothing was collected meanwhile");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_killed_collector_is_no_harm() -> Result<()> {
+    ours(|machine, image| {
+        runs_once(machine, image)?;
+        let [path] = &kept(machine, "img")?[..] else { anyhow::bail!("not one image") };
+        // Killed after the image, before label and lock; and before that, one that makes images.
+        fs::remove_file(path)?;
+        runs_once(machine, image)?;
+        ensure!(kept(machine, "img")?.len() == 1);
+        fs::remove_file(path.with_extension("json"))?;
+        runs_once(machine, image)?;
+        let abandoned = path.with_file_name("once-1");
+        fs::write(&abandoned, "")?;
+        let old = std::time::SystemTime::now() - Duration::from_secs(7200);
+        fs::File::options().write(true).open(&abandoned)?.set_modified(old)?;
+        let old_root = machine.containerd.shim_cache_dir().join("jail/qemu-of-last-year");
+        fs::create_dir(&old_root)?;
+        fs::File::open(&old_root)?.set_modified(old)?;
+        let said = machine.shim(&["collect"])?;
+        ensure!(said.contains("kept 1"), "{said}");
+        ensure!(!abandoned.exists() && !old_root.exists(), "what was abandoned is there");
+        runs_once(machine, image)
     })
 }

@@ -159,6 +159,8 @@ fn scratch_disks_promise_no_more_than_there_is() -> Result<()> {
         machine.containerd.set_shim(&[("scratch_overcommit", "4")])?;
         of("100MiB").args(&["true"]).output()?.success()?;
         first.end()?;
+        // What waits for the next sandbox has files there, too.
+        machine.drop_templates()?;
         let umount = &mut machine.containerd.command("umount");
         bailey_e2e::process::text_of(umount.arg(&cache), SOON).map(drop)
     })

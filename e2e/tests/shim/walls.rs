@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use bailey_e2e::images::{busybox, with_program};
@@ -212,11 +212,22 @@ pub(crate) fn scratch_disk(vmm: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(format!("/proc/{vmm}/fd")).context("listing the VMM's files")? {
         let path = entry?.path();
         let target = fs::read_link(&path)?;
-        if target.to_string_lossy().contains("/cache/") && target.to_string_lossy().ends_with("(deleted)") {
+        let target = target.to_string_lossy();
+        // Images have no name either, when they are new, and are not written to.
+        if target.contains("/cache/") && target.ends_with("(deleted)") && is_writable(vmm, &path)? {
             return Ok(path);
         }
     }
     anyhow::bail!("the VMM {vmm} has no scratch disk open")
+}
+
+/// Whether a process has opened a file for writing.
+fn is_writable(pid: &str, fd: &Path) -> Result<bool> {
+    let name = fd.file_name().context("naming a descriptor")?;
+    let info = fs::read_to_string(Path::new(&format!("/proc/{pid}/fdinfo")).join(name))?;
+    let flags =
+        info.lines().find_map(|line| line.strip_prefix("flags:")).context("reading a descriptor's flags")?;
+    Ok(i32::from_str_radix(flags.trim(), 8)? & libc::O_ACCMODE != libc::O_RDONLY)
 }
 
 #[test]
@@ -232,15 +243,7 @@ fn namespaces_share_no_image() -> Result<()> {
         let mut of_layers = Vec::new();
         for namespace in [&here, &there] {
             let run = ["run", "--rm", "--runtime", OUR_RUNTIME, "--annotation", "dev.bailey.start=cold"];
-            let rest = [
-                "--snapshotter",
-                "overlayfs",
-                &image.reference,
-                "one",
-                "cat",
-                "/etc/hostname",
-                "/bin/busybox",
-            ];
+            let rest = ["--snapshotter", "overlayfs", &image.reference, "one", "cat", "/bin/busybox"];
             let output = machine.ctr_in(namespace, &[&run[..], &rest[..]].concat())?;
             let read = output.success()?.stdout;
             assert!(read.len() > 100_000, "{namespace}: {} bytes", read.len());

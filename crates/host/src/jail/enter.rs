@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -93,10 +93,17 @@ fn read_order(fd: RawFd) -> io::Result<(Order, OwnedFd, OwnedFd)> {
     Ok((order, status, parent))
 }
 
+/// Tells the parent. Makes no call but `write`: the filter may be in force already, and a program that then cannot be
+/// executed is to be told of as well.
 fn tell(status: &OwnedFd, message: &Message) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    File::from(status.try_clone()?).write_all(&line)
+    let mut rest = &line[..];
+    while !rest.is_empty() {
+        let written = nix::unistd::write(status, rest)?;
+        rest = &rest[written..];
+    }
+    Ok(())
 }
 
 /// The whole way into the jail. The order is the security of it: see each `INVARIANT`.

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use super::host::{Host, OTHER_PROGRAM, Outcome, end, exists, run, runs};
+use super::host::{Host, OTHER_PROGRAM, Outcome, Role, end, exists, run, runs};
 
 #[test]
 fn reports_every_layer() {
@@ -177,13 +177,19 @@ fn roots_are_built_once_and_kept_while_in_use() {
     let other = base::prepare(&host.program, &[], roots).unwrap();
     assert_ne!(other, host.base);
     let jailed = jail::spawn(&host.spec("hang", ""), Vec::new(), |_| Ok(())).unwrap();
-    assert_eq!(base::collect(roots, &[]).unwrap(), 1, "only the one that is not in use");
+    let soon = Duration::from_secs(600);
+    assert_eq!(base::collect(roots, &[], soon).unwrap(), 0, "both were just asked for");
+    assert_eq!(base::collect(roots, &[], Duration::ZERO).unwrap(), 1, "only the one that is not in use");
     assert!(host.base.is_dir() && !other.exists());
     jailed.kill(Signal::SIGKILL).unwrap();
     end(&jailed);
     drop(jailed);
-    assert_eq!(base::collect(roots, std::slice::from_ref(&host.base)).unwrap(), 0, "it is to be kept");
-    assert_eq!(base::collect(roots, &[]).unwrap(), 1);
+    assert_eq!(
+        base::collect(roots, std::slice::from_ref(&host.base), Duration::ZERO).unwrap(),
+        0,
+        "it is to be kept"
+    );
+    assert_eq!(base::collect(roots, &[], Duration::ZERO).unwrap(), 1);
 }
 
 #[test]
@@ -211,4 +217,24 @@ fn nothing_of_the_jail_is_seen_on_the_host() {
     assert_eq!(points, ["/", "/dev", "/proc"]);
     jailed.kill(Signal::SIGKILL).unwrap();
     end(&jailed);
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_told_past_the_filter() {
+    // The user has more processes than it may: the kernel refuses to execute another one's program.
+    for role in [Role::Vmm, Role::ImageMaker] {
+        let host = Host::with_role(role);
+        let others = [(); 2].map(|()| jail::spawn(&host.spec("hang", ""), Vec::new(), |_| Ok(())).unwrap());
+        let mut spec = host.spec("nothing", "");
+        spec.rlimits.nproc = 1;
+        let error = jail::spawn(&spec, Vec::new(), |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("execute"), "{role:?}: {error}");
+        assert!(
+            matches!(error, JailError::Step { source, .. } if source.raw_os_error() == Some(libc::EAGAIN))
+        );
+        for other in &others {
+            other.kill(Signal::SIGKILL).unwrap();
+            end(other);
+        }
+    }
 }

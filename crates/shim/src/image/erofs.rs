@@ -105,7 +105,7 @@ fn merge(rootfs: &Path, folders: &[PathBuf]) -> Result<()> {
         .context(|| format!("merging the {} layers of the image", folders.len()))
 }
 
-/// Where roots for jails are kept, made if need be.
+/// The jail's root: the program and its libraries.
 pub(super) fn jail_root(config: &Config) -> Result<PathBuf> {
     let (program, roots) = (&config.mkfs_erofs, config.cache_dir.join("jail"));
     if !program.is_file() {

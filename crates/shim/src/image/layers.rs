@@ -26,6 +26,11 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
+    /// Layers that never change, the topmost first.
+    pub(super) fn committed(folders: Vec<PathBuf>) -> Layers {
+        Layers { folders, committed: true }
+    }
+
     /// Reads containerd's mounts: an overlay, or a bind of one folder. Without any, `root` is it.
     pub(crate) fn from_mounts(mounts: &[RootfsMount], root: &Path) -> Result<Layers> {
         let layers = match mounts {

@@ -3,6 +3,7 @@
 //! Made once for each stack of committed layers and namespace, and kept; an image is never shared between
 //! namespaces, so that no two tenants ever read through the same page cache.
 
+pub(crate) mod cache;
 mod erofs;
 mod layers;
 mod verity;
@@ -10,8 +11,9 @@ mod verity;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use bailey_types::guest::spec::RootDisk;
 use nix::fcntl::{AT_FDCWD, AtFlags, Flock, FlockArg};
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use self::erofs::Maker;
 pub(crate) use self::layers::{Layers, RootfsMount};
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// An image that is ready to be a VM's first disk.
 #[derive(Debug)]
@@ -39,6 +41,8 @@ struct Label {
     salt: [u8; 32],
     /// Size of the whole file, in bytes.
     file_bytes: u64,
+    /// The folders that it was made of: when they are gone, nobody can ask for it any more.
+    layers: Vec<PathBuf>,
 }
 
 /// Makes the image of `layers`, or finds it. Blocks: making one reads the whole image.
@@ -68,13 +72,26 @@ pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
     let text = serde_json::to_vec(&label).context(|| "writing an image's label".into())?;
     fs::write(&label_path, text).context(|| format!("writing {}", label_path.display()))?;
     give_name(&file, &path).context(|| format!("naming {}", path.display()))?;
-    image(&file, label)
+    let image = image(&file, label)?;
+    // There is one more, so another one may have to go. This one is in use.
+    match cache::collect_all(&maker.config, false) {
+        Ok(collected) => tracing::debug!("collecting images: {collected:?}"),
+        Err(error) => tracing::warn!("collecting images: {}", error.chain()),
+    }
+    Ok(image)
 }
 
 /// The image for reading: whoever gets it cannot write to it.
 fn image(file: &File, label: Label) -> Result<Image> {
     let file = File::open(path_of(file)).context(|| "opening the image for reading".into())?;
+    use_it(&file).context(|| "marking the image as in use".into())?;
     Ok(Image { file, root: label.into() })
+}
+
+/// Marks an image as in use for as long as anybody has this open file, and notes when that was.
+fn use_it(file: &File) -> io::Result<()> {
+    file.lock_shared()?;
+    file.set_modified(SystemTime::now())
 }
 
 /// A path that leads to an open file.
@@ -95,18 +112,45 @@ impl From<Label> for RootDisk {
 
 /// A lock on one image's name, which goes with the file description.
 fn lock(folder: &Path, key: &str) -> Result<Flock<File>> {
+    let locked = lock_as(folder, key, FlockArg::LockExclusive)?;
+    locked.ok_or_else(|| Error::internal(format!("the lock of the image {key} was not waited for")))
+}
+
+/// As [`lock`], but none if another one has it.
+fn try_lock(folder: &Path, key: &str) -> Result<Option<Flock<File>>> {
+    lock_as(folder, key, FlockArg::LockExclusiveNonblock)
+}
+
+fn lock_as(folder: &Path, key: &str, how: FlockArg) -> Result<Option<Flock<File>>> {
     let path = folder.join(format!("{key}.lock"));
     let doing = || format!("locking {}", path.display());
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).context(doing)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| errno).context(doing)
+    loop {
+        // Whoever drops a namespace's images removes its folder, too.
+        fs::create_dir_all(folder).context(doing)?;
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = match file {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            other => other.context(doing)?,
+        };
+        let locked = match Flock::lock(file, how) {
+            Ok(locked) => locked,
+            Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno).context(doing),
+        };
+        // Who had it may have removed it with its image: then it locks nothing any more.
+        let inode = locked.metadata().context(doing)?.ino();
+        if fs::metadata(&path).is_ok_and(|there| there.ino() == inode) {
+            return Ok(Some(locked));
+        }
+    }
 }
 
 /// An image made earlier. One that is not as its label says is not there: it is made again.
 fn find(path: &Path, label: &Path) -> Option<Image> {
     let label: Label = serde_json::from_slice(&fs::read(label).ok()?).ok()?;
     let file = File::open(path).ok()?;
-    (file.metadata().ok()?.len() == label.file_bytes).then(|| Image { file, root: label.into() })
+    let is_whole = file.metadata().ok()?.len() == label.file_bytes && use_it(&file).is_ok();
+    is_whole.then(|| Image { file, root: label.into() })
 }
 
 fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> {
@@ -122,8 +166,13 @@ fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> 
     getrandom(&mut salt)?;
     let tree = verity::append(&file, salt).context(|| "writing the hash tree of the image".into())?;
     let about = file.metadata().context(|| "reading back the image".into())?;
-    let label =
-        Label { data_blocks: tree.data_blocks, root_hash: tree.root_hash, salt, file_bytes: about.len() };
+    let label = Label {
+        data_blocks: tree.data_blocks,
+        root_hash: tree.root_hash,
+        salt,
+        file_bytes: about.len(),
+        layers: layers.folders.clone(),
+    };
     Ok((file, label))
 }
 

@@ -14,6 +14,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::stat::Mode;
@@ -76,11 +77,12 @@ pub fn prepare(program: &Path, extra: &[PathBuf], into: &Path) -> Result<PathBuf
     let files = gather(program, extra)?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let target = into.join(format!("{name}-{}", identity(&files)));
-    if target.is_dir() {
+    // INVARIANT: noted before it is handed out, so that no collector takes it for one that nobody wants.
+    if note_asked(&target) {
         return Ok(target);
     }
     let _lock = lock(&folder, into)?;
-    if target.is_dir() {
+    if note_asked(&target) {
         return Ok(target);
     }
     let building = into.join(format!("{UNFINISHED}{}", std::process::id()));
@@ -92,11 +94,17 @@ pub fn prepare(program: &Path, extra: &[PathBuf], into: &Path) -> Result<PathBuf
     built.map(|()| target)
 }
 
-/// Removes the roots below `into` that are neither in `keep` nor in use by a jail; returns how many.
+/// Notes that a root was asked for; whether there is one.
+fn note_asked(root: &Path) -> bool {
+    File::open(root).and_then(|directory| directory.set_modified(SystemTime::now())).is_ok()
+}
+
+/// Removes the roots below `into` that are neither in `keep` nor in use by a jail, and that nobody has asked for within
+/// `unasked`: one that was just handed out is about to be used. Returns how many.
 ///
 /// # Errors
 /// See [`BaseError`].
-pub fn collect(into: &Path, keep: &[PathBuf]) -> Result<usize, BaseError> {
+pub fn collect(into: &Path, keep: &[PathBuf], unasked: Duration) -> Result<usize, BaseError> {
     let folder = open_folder(into)?;
     // Nothing is being built while we hold this, so what is unfinished was abandoned.
     let _lock = lock(&folder, into)?;
@@ -108,6 +116,11 @@ pub fn collect(into: &Path, keep: &[PathBuf]) -> Result<usize, BaseError> {
             continue;
         }
         let directory = File::open(&path).map_err(doing("open", &path))?;
+        let asked =
+            directory.metadata().and_then(|about| about.modified()).map_err(doing("look at", &path))?;
+        if asked.elapsed().unwrap_or_default() < unasked {
+            continue;
+        }
         let Ok(_unused) = Flock::lock(directory, FlockArg::LockExclusiveNonblock) else { continue };
         fs::remove_dir_all(&path).map_err(doing("remove", &path))?;
         removed += 1;

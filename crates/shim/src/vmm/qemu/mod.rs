@@ -62,10 +62,15 @@ impl Qemu {
             );
             return Err(Error::new(Kind::Unavailable, text));
         }
-        std::fs::create_dir_all(&self.roots).context(|| format!("making {}", self.roots.display()))?;
-        let data: Vec<PathBuf> = DATA.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
-        jail::base::prepare(&self.program, &data, &self.roots).context(|| "preparing QEMU's jail".into())
+        jail_root(&self.program, &self.roots)
     }
+}
+
+/// The jail's root below `roots`, made if need be.
+pub(crate) fn jail_root(program: &Path, roots: &Path) -> Result<PathBuf> {
+    std::fs::create_dir_all(roots).context(|| format!("making {}", roots.display()))?;
+    let data: Vec<PathBuf> = DATA.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+    jail::base::prepare(program, &data, roots).context(|| "preparing QEMU's jail".into())
 }
 
 #[async_trait]
