@@ -7,6 +7,7 @@
 //! | `BAILEY_GUEST_DIR` | what microVMs boot | `bailey/guest` in the user's cache |
 //! | `BAILEY_E2E_START` | `warm` or `cold`, for all sandboxes | the shim's own choice |
 //! | `BAILEY_E2E_SNAPSHOTTER` | the snapshotter of containerd | `overlayfs` |
+//! | `BAILEY_TEST_CONTAINERD` | the folder of another containerd, with its `ctr`; see `scripts/containerd` | the system's |
 //! | `BAILEY_E2E_KEEP` | if set, folders of tests are kept to be looked at | they are removed |
 
 use std::env;
@@ -51,6 +52,11 @@ pub fn snapshotter() -> String {
 /// How sandboxes start, if somebody wants all to start alike.
 pub fn start() -> Option<String> {
     text("BAILEY_E2E_START")
+}
+
+/// The folder of the containerd to test with, if it is not the system's.
+pub fn containerd() -> Option<PathBuf> {
+    value("BAILEY_TEST_CONTAINERD")
 }
 
 /// Whether the folders of tests are to be kept.
