@@ -176,16 +176,17 @@ fn it_survives_containerd() -> Result<()> {
 }
 
 fn survive(machine: &mut Machine, image: &bailey_e2e::images::Image, signal: Signal) -> Result<()> {
-    let script = "trap 'echo bye; exit 9' TERM; while :; do sleep 0.1; done";
+    let script = "trap 'echo bye; exit 9' TERM; while :; do echo tick; sleep 0.1; done";
     let id = machine.run(image).sh(script).detach()?.id;
     machine.containerd.restart(signal)?;
     let mut task = machine.found(&id);
     assert_eq!(task.state()?.as_deref(), Some("RUNNING"));
     assert_eq!(task.sh("echo still here")?.success()?.text(), "still here\n");
     task.attach()?;
-    // Attached once the signal is not lost: the stream says nothing before.
+    task.wait_for("tick\n")?;
     task.kill("SIGTERM")?;
-    assert_eq!(task.wait()?.expect(9)?.text(), "bye\n");
+    let text = task.wait()?.expect(9)?.text();
+    assert!(text.ends_with("tick\nbye\n"), "{text}");
     machine.ctr(&["container", "rm", &id])?.success().map(drop)
 }
 
@@ -246,6 +247,21 @@ fn a_container_can_be_deleted_without_being_started() -> Result<()> {
             words.into_iter().chain([image.reference.as_str(), "created", "true"]).collect();
         machine.ctr(&words)?.success()?;
         machine.ctr(&["container", "rm", "created"])?.success().map(drop)
+    })
+}
+
+#[test]
+fn the_containerd_is_the_one_to_be_tested() -> Result<()> {
+    test_with(&busybox(), |machine, _| {
+        let said = machine.ctr(&["version"])?.success()?.text();
+        let versions: Vec<&str> =
+            said.lines().filter_map(|line| line.trim().strip_prefix("Version:")).collect();
+        assert!(versions.len() == 2 && versions[0] == versions[1], "ctr is of another version: {said}");
+        let pid = machine.containerd.pid().context("containerd does not run")?;
+        let program = fs::read_link(format!("/proc/{pid}/exe"))?;
+        let folder = bailey_e2e::settings::containerd().unwrap_or_else(|| "/usr/bin".into());
+        assert_eq!(program.parent(), Some(folder.as_path()));
+        Ok(())
     })
 }
 

@@ -346,7 +346,14 @@ impl Service {
 
     pub(super) async fn pids(&self) -> Result<Vec<u32>> {
         let mut state = self.task.lock().await;
-        match there(&mut state)?.sandbox.request(Request::Pids).await? {
+        let task = there(&mut state)?;
+        // A task that has ended and was not deleted has its first process, which nobody has asked for its end yet. With
+        // none, a containerd that was restarted (1.7 and later) takes the shim for one without a task, and throws it
+        // away with the end that it has to tell.
+        if let Some(init) = task.init().filter(|init| init.exited().is_some()) {
+            return Ok(vec![init.pid]);
+        }
+        match task.sandbox.request(Request::Pids).await? {
             Response::Pids(pids) => Ok(pids),
             _ => Err(Error::internal("the guest answered something else")),
         }
