@@ -17,8 +17,8 @@ use super::host::{Host, NEIGHBOUR, Outcome};
 use super::matrix::{ATTACKS, Attack, LAYERS, Target, only, without_one};
 
 /// A host with something on it to attack.
-struct Victims {
-    host: Host,
+pub(crate) struct Victims {
+    pub(crate) host: Host,
     process: Child,
     tcp: TcpListener,
     abstract_name: String,
@@ -26,7 +26,7 @@ struct Victims {
 }
 
 impl Victims {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let host = Host::new();
         let folder = host.folder.path();
         let disk = folder.join("neighbours-disk");
@@ -54,6 +54,11 @@ impl Victims {
     }
 
     fn attack(&self, attack: &Attack, layers: &Layers) -> Outcome {
+        self.attack_under(attack, layers, None)
+    }
+
+    /// The same, under a profile of AppArmor's.
+    pub(crate) fn attack_under(&self, attack: &Attack, layers: &Layers, profile: Option<&str>) -> Outcome {
         let folder = self.host.folder.path();
         let target = match attack.target {
             Target::Fixed(target) => target.to_owned(),
@@ -62,7 +67,7 @@ impl Victims {
             Target::TcpPort => self.tcp.local_addr().unwrap().to_string(),
             Target::AbstractSocket => self.abstract_name.clone(),
         };
-        let outcome = self.host.attack(attack.name, &target, layers);
+        let outcome = self.host.attack(attack.name, &target, layers, profile);
         // What a success leaves behind, so that the next one can succeed too.
         let _mostly_not_mounted = umount2(folder, MntFlags::MNT_DETACH);
         for made in ["made-by-the-standin", "node-of-the-standin"] {
