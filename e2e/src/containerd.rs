@@ -165,9 +165,12 @@ address = "{dir}/c.sock.ttrpc"
 level = "info"
 "#
         );
-        let start = settings::start().map_or(String::new(), |start| format!("start = {start:?}\n"));
+        let line = |key: &str, value: Option<String>| {
+            value.map_or(String::new(), |value| format!("{key} = {value:?}\n"))
+        };
+        let asked = line("start", settings::start()) + &line("accel", settings::accel());
         let shim = format!(
-            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\n{start}",
+            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\n{asked}",
             settings::guest_dir()?,
             self.shim_state_dir(),
             self.shim_cache_dir()

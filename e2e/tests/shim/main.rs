@@ -7,8 +7,10 @@
 mod bad_input;
 mod class;
 mod files;
+mod host;
 mod life;
 mod limits;
+mod production;
 mod run;
 mod services;
 mod templates;
