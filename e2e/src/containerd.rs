@@ -170,12 +170,15 @@ address = "{dir}/c.sock.ttrpc"
 level = "info"
 "#
         );
-        let start = settings::start().map_or(String::new(), |start| format!("start = {start:?}\n"));
+        let line = |key: &str, value: Option<String>| {
+            value.map_or(String::new(), |value| format!("{key} = {value:?}\n"))
+        };
+        let asked = line("start", settings::start()) + &line("accel", settings::accel());
         // Many tests at once share a disk on which each sandbox reserves its own, and users, whose processes count
         // together: those of two tests must not be the same.
         let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;
         let shim = format!(
-            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\nfirst_uid = {first_uid}\nuids = {UIDS}\n{start}",
+            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\nfirst_uid = {first_uid}\nuids = {UIDS}\n{asked}",
             settings::guest_dir()?,
             self.shim_state_dir(),
             self.shim_cache_dir()

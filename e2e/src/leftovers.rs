@@ -27,8 +27,8 @@ const QUICK: Duration = Duration::from_secs(30);
 const EXPECTED: [&str; 5] = ["containerd", "ctr", "nsenter", "script", "cargo"];
 
 /// Files that the shim keeps for all sandboxes of a machine: the one whose locks are the leases of user ids, which end
-/// with the processes that hold them, and the measured speed of the processor's clock.
-const KEPT: [&str; 2] = ["uids", "tsc-khz"];
+/// with the processes that hold them, the measured speed of the processor's clock, and whether KVM works.
+const KEPT: [&str; 3] = ["uids", "tsc-khz", "kvm"];
 
 /// Network interfaces and namespaces as they were, by name.
 pub struct Before {

@@ -6,6 +6,7 @@
 
 pub mod containerd;
 pub mod ctr;
+pub mod host;
 pub mod images;
 pub mod leftovers;
 pub mod machine;

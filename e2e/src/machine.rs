@@ -84,7 +84,7 @@ pub fn test_with(recipe: &Recipe, body: impl FnOnce(&mut Machine, &Image) -> Res
 }
 
 /// The folder with the shim, which is built on the first call.
-fn built_programs() -> Result<PathBuf> {
+pub fn built_programs() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     BUILT
         .get_or_init(|| build().map_err(|error| format!("{error:#}")))

@@ -6,6 +6,9 @@
 //! | `BAILEY_BIN_DIR` | the folder with the built shim, which is then not built | the folder of cargo that the test runs from |
 //! | `BAILEY_GUEST_DIR` | what microVMs boot | `bailey/guest` in the user's cache |
 //! | `BAILEY_E2E_START` | `warm` or `cold`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_E2E_ACCEL` | `kvm` or `tcg`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_E2E_MUST_HAVE` | what the machine is known to have, of `kvm`, `cgroup2`, `apparmor`, by commas: a test of it does not leave it out | what is found |
+//! | `BAILEY_E2E_HOSTS` | the releases of Debian that the tier `production` boots as hosts, by commas | `bookworm` |
 //! | `BAILEY_E2E_SNAPSHOTTER` | the snapshotter of containerd | `overlayfs` |
 //! | `BAILEY_TEST_CONTAINERD` | the folder of another containerd, with its `ctr`; see `scripts/containerd` | the system's |
 //! | `BAILEY_E2E_KEEP` | if set, folders of tests are kept to be looked at | they are removed |
@@ -14,7 +17,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// The runtime that the tests are for.
 pub const OUR_RUNTIME: &str = "io.containerd.bailey.v1";
@@ -58,6 +61,29 @@ pub fn start() -> Option<String> {
 /// The folder of the containerd to test with, if it is not the system's.
 pub fn containerd() -> Option<PathBuf> {
     value("BAILEY_TEST_CONTAINERD")
+}
+
+/// How QEMU runs guests, if somebody wants it to be one way.
+pub fn accel() -> Option<String> {
+    text("BAILEY_E2E_ACCEL")
+}
+
+/// Whether the machine has something, as `found` says; fails if somebody knows that it must have it.
+pub fn has(name: &str, found: bool) -> Result<bool> {
+    let must = text("BAILEY_E2E_MUST_HAVE").unwrap_or_default();
+    if !found && must.split(',').any(|one| one == name) {
+        bail!("this machine must have {name}, and it was not found");
+    }
+    if !found {
+        eprintln!("SKIPPED: this machine has no {name}");
+    }
+    Ok(found)
+}
+
+/// The releases of Debian whose hosts the tier `production` boots.
+pub fn hosts() -> Vec<String> {
+    let given = text("BAILEY_E2E_HOSTS").unwrap_or_else(|| "bookworm".to_owned());
+    given.split(',').map(str::to_owned).collect()
 }
 
 /// Whether the folders of tests are to be kept.

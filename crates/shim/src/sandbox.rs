@@ -40,8 +40,10 @@ const CLASS_STEP: u64 = 512 << 20;
 /// How long a guest that has failed is given to end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Longest time that a trial of KVM may take: where it works, a guest is up in a tenth of this.
-const KVM_TRIAL: Duration = Duration::from_secs(10);
+/// Longest time that a trial of KVM may take. Where KVM works, a guest is mostly up within a second, and where it fails,
+/// QEMU mostly ends at once. What is found holds until the machine boots anew: a host that is busy, or is itself a
+/// guest of emulation, must not be taken for one without KVM.
+const KVM_TRIAL: Duration = Duration::from_secs(60);
 
 pub(crate) struct Sandbox {
     pub(crate) machine: Box<dyn Machine>,
@@ -161,10 +163,16 @@ async fn try_kvm(config: &Config) -> Result<bool> {
         let (guest, _no_events) = Guest::connect(machine.channel().await?);
         until_ready(config, &guest, &*machine).await
     };
-    let outcome = timeout(KVM_TRIAL, trial).await;
-    let works = matches!(outcome, Ok(Ok(())));
-    kvm::remember(&config.state_dir, works);
-    Ok(works)
+    let failed = match timeout(KVM_TRIAL, trial).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.chain()),
+        Err(_) => Some(format!("nothing within {} s", KVM_TRIAL.as_secs())),
+    };
+    if let Some(why) = &failed {
+        tracing::warn!("KVM runs no guest here, so guests are emulated until the machine boots anew: {why}");
+    }
+    kvm::remember(&config.state_dir, failed.is_none());
+    Ok(failed.is_none())
 }
 
 /// Waits for the guest's greeting, for its end, or for too long.

@@ -67,6 +67,31 @@ pub(super) fn write(
     pack(layout, archive)
 }
 
+/// Unpacks the files of the lowest layer of a packed image.
+pub(super) fn unpack_lowest(archive: &Path, into: &Path) -> Result<()> {
+    let layout = tempfile::tempdir().context("making a folder")?;
+    unpack(archive, layout.path())?;
+    let read = |path: &Path| -> Result<Value> {
+        let text = fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))
+    };
+    let blob = |descriptor: &Value| {
+        let digest = descriptor["digest"].as_str().and_then(|digest| digest.strip_prefix("sha256:"));
+        digest
+            .map(|digest| layout.path().join("blobs/sha256").join(digest))
+            .context("an image without a digest")
+    };
+    let manifest = read(&blob(&read(&layout.path().join("index.json"))?["manifests"][0])?)?;
+    fs::create_dir_all(into).with_context(|| format!("creating {}", into.display()))?;
+    unpack(&blob(&manifest["layers"][0])?, into)
+}
+
+fn unpack(tar: &Path, into: &Path) -> Result<()> {
+    let mut command = Command::new("tar");
+    command.args(["--extract", "--numeric-owner", "--preserve-permissions", "--xattrs", "--file"]).arg(tar);
+    text_of(command.arg("--directory").arg(into), PACK_LIMIT).map(drop)
+}
+
 fn config_json(config: &Config, diff_ids: &[String]) -> Value {
     let mut run = json!({});
     let lists = [("Entrypoint", config.entrypoint), ("Cmd", config.cmd), ("Env", config.env)];

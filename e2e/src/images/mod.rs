@@ -2,7 +2,7 @@
 
 mod catalogue;
 mod layout;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -109,20 +109,26 @@ impl Recipe {
         Ok(Image { reference, archive })
     }
 
-    /// The root folder that the lowest layer makes, unpacked, for runs that bring a root folder.
+    /// The files of the lowest layer, unpacked, for runs that bring a root folder.
     pub fn unpack_lowest(&self, into: &Path) -> Result<()> {
-        let layer = self.layers.first().cloned().unwrap_or_default();
-        rootfs::make(&layer, into)
+        layout::unpack_lowest(&self.image()?.archive, into)
+            .with_context(|| format!("unpacking image {}", self.name))
     }
 
+    /// What makes it this image. Of a program that is what is in it, wherever it lies: the same image is found in
+    /// the cache of another machine.
     fn key(&self) -> String {
-        let mut hash = Sha256::new_with_prefix(format!("{RECIPE} {self:?}"));
-        for entry in self.layers.iter().flat_map(|layer| layer.files.values()) {
+        let mut recipe = self.clone();
+        let mut programs = Sha256::new();
+        for entry in recipe.layers.iter_mut().flat_map(|layer| layer.files.values_mut()) {
             if let Entry::Program(path) = entry {
                 // One that cannot be read fails when it is to be copied.
-                hash.update(fs::read(path).unwrap_or_default());
+                programs.update(fs::read(&path).unwrap_or_default());
+                *path = PathBuf::new();
             }
         }
+        let mut hash = Sha256::new_with_prefix(format!("{RECIPE} {recipe:?}"));
+        hash.update(programs.finalize());
         hex(&hash.finalize())
     }
 

@@ -15,7 +15,7 @@ use crate::process::text_of;
 const INSTALL_LIMIT: Duration = Duration::from_secs(1200);
 const QUICK: Duration = Duration::from_secs(60);
 /// The release whose packages images are made of.
-const SUITE: &str = "bookworm";
+pub(crate) const SUITE: &str = "bookworm";
 
 /// What no test reads. Two thirds of PostgreSQL are a compiler for long queries, which it does without.
 const USELESS: [&str; 8] = [
@@ -76,7 +76,7 @@ fn write(path: &Path, entry: &Entry) -> Result<()> {
 /// A root folder with a static busybox under the names of all its applets.
 fn busybox(root: &Path) -> Result<()> {
     let unpacked = tempfile::tempdir().context("making a folder")?;
-    mmdebstrap("extract", &["busybox-static"], unpacked.path())?;
+    mmdebstrap(SUITE, "extract", &["busybox-static"], &[], unpacked.path())?;
     for folder in ["bin", "dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr/bin", "var/tmp"] {
         fs::create_dir_all(root.join(folder)).with_context(|| format!("creating {folder}"))?;
     }
@@ -99,7 +99,12 @@ fn busybox(root: &Path) -> Result<()> {
 
 /// Debian with these packages, without what no test reads.
 fn debian(root: &Path, packages: &[&str]) -> Result<()> {
-    mmdebstrap("essential", packages, root)?;
+    // Its package would make a cluster that no test uses.
+    let no_cluster = "--essential-hook=mkdir -p $1/etc/postgresql-common && \
+        echo create_main_cluster=false > $1/etc/postgresql-common/createcluster.conf";
+    let has_cluster = packages.iter().any(|package| package.starts_with("postgresql"));
+    let more: &[&str] = if has_cluster { &[no_cluster] } else { &[] };
+    mmdebstrap(SUITE, "essential", packages, more, root)?;
     for path in ["var/cache/apt", "var/lib/apt/lists", "var/log", "var/cache/debconf", "dev"] {
         empty(&root.join(path))?;
     }
@@ -129,7 +134,14 @@ fn empty(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn mmdebstrap(variant: &str, packages: &[&str], root: &Path) -> Result<()> {
+/// Unpacks packages of a Debian release into a folder, and sets them up unless the variant is not to.
+pub(crate) fn mmdebstrap(
+    suite: &str,
+    variant: &str,
+    packages: &[&str],
+    more: &[&str],
+    root: &Path,
+) -> Result<()> {
     let mut command = Command::new("nice");
     command.args(["mmdebstrap", "--mode=root", "--quiet", "--variant", variant]);
     command.arg(format!("--include={}", packages.join(",")));
@@ -137,15 +149,9 @@ fn mmdebstrap(variant: &str, packages: &[&str], root: &Path) -> Result<()> {
         command.arg(format!("--dpkgopt=path-exclude={path}"));
     }
     command.args(["--aptopt=Acquire::Languages \"none\"", "--aptopt=APT::Install-Recommends \"false\""]);
-    // Its package would make a cluster that no test uses.
-    let no_cluster = "mkdir -p $1/etc/postgresql-common && \
-        echo create_main_cluster=false > $1/etc/postgresql-common/createcluster.conf";
-    if packages.iter().any(|package| package.starts_with("postgresql")) {
-        command.arg(format!("--essential-hook={no_cluster}"));
-    }
-    command.arg(SUITE).arg(root);
+    command.args(more).arg(suite).arg(root);
     // Where the machine says from where it gets Debian, that mirror is the one that can be reached.
-    if let Some(sources) = sources() {
+    if let Some(sources) = sources(suite) {
         command.arg(sources);
     }
     command.env("LC_ALL", "C").env("SOURCE_DATE_EPOCH", "1577836800");
@@ -154,8 +160,8 @@ fn mmdebstrap(variant: &str, packages: &[&str], root: &Path) -> Result<()> {
         .map(drop)
 }
 
-fn sources() -> Option<PathBuf> {
+fn sources(suite: &str) -> Option<PathBuf> {
     let candidates = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"].map(PathBuf::from);
-    let has_suite = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(SUITE));
+    let has_suite = |path: &PathBuf| fs::read_to_string(path).is_ok_and(|text| text.contains(suite));
     candidates.into_iter().find(has_suite)
 }

@@ -7,10 +7,12 @@
 mod bad_input;
 mod class;
 mod files;
+mod host;
 mod images;
 mod life;
 mod limits;
 mod neighbours;
+mod production;
 mod run;
 mod services;
 mod spares;

@@ -212,8 +212,7 @@ fn leave_the_caller() -> Result<(), JailError> {
 /// Asks AppArmor, where the host has it, to put the program that is executed under its profile.
 fn apparmor(spec: &JailSpec, report: &mut Report) -> Result<(), JailError> {
     let Some(profile) = &spec.apparmor else { return Ok(()) };
-    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    if !enabled.is_ok_and(|text| text.trim() == "Y") {
+    if !super::apparmor::is_on() {
         report.missing.push("apparmor: the host's kernel has it not, or has it off".to_owned());
         return Ok(());
     }

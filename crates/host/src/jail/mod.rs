@@ -12,6 +12,7 @@
 //! but system calls; so the child executes this same program again, and [`enter_if_asked`], called first in its
 //! `main`, does the rest in a process with one thread.
 
+pub mod apparmor;
 pub mod base;
 mod enter;
 mod error;

@@ -19,8 +19,8 @@ use super::matrix::{ATTACKS, Attack, LAYERS, Target, only, without_one};
 const ROLES: [Role; 2] = [Role::Vmm, Role::ImageMaker];
 
 /// A host with something on it to attack.
-struct Victims {
-    host: Host,
+pub(crate) struct Victims {
+    pub(crate) host: Host,
     process: Child,
     tcp: TcpListener,
     abstract_name: String,
@@ -28,7 +28,7 @@ struct Victims {
 }
 
 impl Victims {
-    fn new(role: Role) -> Self {
+    pub(crate) fn new(role: Role) -> Self {
         let host = Host::with_role(role);
         let folder = host.folder.path();
         let disk = folder.join("neighbours-disk");
@@ -56,6 +56,11 @@ impl Victims {
     }
 
     fn attack(&self, attack: &Attack, layers: &Layers) -> Outcome {
+        self.attack_under(attack, layers, None)
+    }
+
+    /// The same, under a profile of AppArmor's.
+    pub(crate) fn attack_under(&self, attack: &Attack, layers: &Layers, profile: Option<&str>) -> Outcome {
         let folder = self.host.folder.path();
         let target = match attack.target {
             Target::Fixed(target) => target.to_owned(),
@@ -65,7 +70,7 @@ impl Victims {
             Target::TcpPort => self.tcp.local_addr().unwrap().to_string(),
             Target::AbstractSocket => self.abstract_name.clone(),
         };
-        let outcome = self.host.attack(attack.name, &target, layers);
+        let outcome = self.host.attack(attack.name, &target, layers, profile);
         // What a success leaves behind, so that the next one can succeed too.
         let _mostly_not_mounted = umount2(folder, MntFlags::MNT_DETACH);
         for made in ["made-by-the-standin", "node-of-the-standin"] {
@@ -111,7 +116,7 @@ fn no_attack_works_in_the_jail() {
     for role in ROLES {
         check_as(role, |victims, wrong| {
             // It runs and can say so: what is killed below is killed for the attack.
-            let nothing = victims.host.attack("nothing", "", &Layers::all());
+            let nothing = victims.host.attack("nothing", "", &Layers::all(), None);
             assert!(matches!(nothing, Outcome::Denied(_)), "{role:?}: {nothing:?}");
             for attack in ATTACKS {
                 if victims.attack(attack, &Layers::all()) == Outcome::Succeeded {
@@ -156,7 +161,7 @@ fn the_image_maker_reads_what_it_sees_and_keeps_no_other_capability() {
     // With the filter off, so that it is the capabilities that deny: those to change the root and the user.
     let layers = Layers { seccomp: SeccompLayer::Off, ..Layers::all() };
     for attack in ["chroot", "setuid", "raw-socket", "bpf"] {
-        let outcome = host.attack(attack, "/proc", &layers);
+        let outcome = host.attack(attack, "/proc", &layers, None);
         assert!(
             matches!(&outcome, Outcome::Denied(why) if why.contains("os error 1)")),
             "{attack}: {outcome:?}"

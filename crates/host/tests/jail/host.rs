@@ -95,9 +95,16 @@ impl Host {
         spec
     }
 
-    /// Lets the stand-in try one attack with these layers on.
-    pub(crate) fn attack(&self, attack: &str, target: &str, layers: &Layers) -> Outcome {
+    /// Lets the stand-in try one attack with these layers on, and under this profile of AppArmor's.
+    pub(crate) fn attack(
+        &self,
+        attack: &str,
+        target: &str,
+        layers: &Layers,
+        profile: Option<&str>,
+    ) -> Outcome {
         let mut spec = self.spec(attack, target);
+        spec.apparmor = profile.map(str::to_owned);
         spec.layers = layers.clone();
         run(&spec)
     }

@@ -1,3 +1,4 @@
+mod apparmor;
 mod attacks;
 mod cgroup;
 mod host;

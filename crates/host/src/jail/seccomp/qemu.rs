@@ -1,5 +1,5 @@
-//! What QEMU needs whichever way it runs the processor. Found by tracing QEMU 7.2 as it booted, ran, was stopped,
-//! saved to a descriptor and restored with every device that Bailey gives it; each call has its reason.
+//! What QEMU needs whichever way it runs the processor. Found by tracing QEMU 7.2 and 10.0 as they booted, ran, were
+//! stopped, saved to a descriptor and restored with every device that Bailey gives them; each call has its reason.
 //!
 //! Absent on purpose: everything that makes a socket, a process or a name (all of that is passed in as open
 //! descriptors), and everything that changes what the process may do.
@@ -159,8 +159,9 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_getrusage),
     // Reading limits; with a new value (the third argument) none can be set.
     when(libc::SYS_prlimit64, &[&[is(0, 0), Check { argument: 2, mask: u64::MAX, value: 0 }]]),
-    // PR_SET_NAME of a thread, PR_SET_TIMERSLACK, PR_MCE_KILL.
-    when(libc::SYS_prctl, &[&[is(0, 15)], &[is(0, 29)], &[is(0, 33)]]),
+    // PR_SET_NAME of a thread, PR_SET_TIMERSLACK, PR_MCE_KILL; PR_CAPBSET_READ, by which a library of Debian 13's QEMU counts
+    // the capabilities that there are.
+    when(libc::SYS_prctl, &[&[is(0, 15)], &[is(0, 29)], &[is(0, 33)], &[is(0, 23)]]),
     // Signals: handlers, and a thread that wakes another one. The process namespace holds no other process.
     any(libc::SYS_rt_sigaction),
     any(libc::SYS_rt_sigprocmask),

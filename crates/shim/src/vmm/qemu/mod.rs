@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use bailey_host::cgroup::Cgroup;
+use bailey_host::jail::apparmor::{self, AppArmor, VMM_PROFILE};
 use bailey_host::jail::{self, FileMount, JailSpec, Jailed, Profile, Reopen};
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -114,6 +115,7 @@ impl Driver for Qemu {
         spec.rlimits.nproc = threads(launch.shape.vcpus);
         spec.kvm = self.accel == Accel::Kvm;
         spec.files = boot_files(launch.shape);
+        spec.apparmor = apparmor_profile();
         spec.reopen = match memory {
             Memory::Anonymous => Vec::new(),
             Memory::Shared(fd) | Memory::Private(fd) => vec![Reopen { fd, writable: true }],
@@ -177,6 +179,26 @@ fn origin(
             (memory, Some(fds.give(saved.devices.into())), None)
         }
     })
+}
+
+/// The AppArmor profile that VMMs are put under, where the host has it loaded. The other layers hold without it.
+fn apparmor_profile() -> Option<String> {
+    let profile = VMM_PROFILE.to_owned();
+    match apparmor::look(VMM_PROFILE) {
+        AppArmor::Enforced => Some(profile),
+        AppArmor::Absent => {
+            tracing::debug!("the jail does without AppArmor: the host's kernel has it not, or has it off");
+            None
+        }
+        AppArmor::Otherwise(mode) => {
+            tracing::warn!("AppArmor has the profile {profile} loaded to {mode}, not to enforce");
+            Some(profile)
+        }
+        AppArmor::Unusable(why) => {
+            tracing::warn!("the jail does without AppArmor: {why}; see docs/shim.md");
+            None
+        }
+    }
 }
 
 fn boot_files(shape: &Shape) -> Vec<FileMount> {
