@@ -174,11 +174,11 @@ level = "info"
             value.map_or(String::new(), |value| format!("{key} = {value:?}\n"))
         };
         let asked = line("start", settings::start()) + &line("accel", settings::accel());
-        // Many tests at once share a disk on which each sandbox reserves its own, and users, whose processes count
-        // together: those of two tests must not be the same.
+        // Many tests at once share a disk on which each sandbox reserves a part of its own, and which may be memory; and
+        // users, whose processes count together: those of two tests must not be the same.
         let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;
         let shim = format!(
-            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"1GiB\"\nfirst_uid = {first_uid}\nuids = {UIDS}\n{asked}",
+            "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\nscratch = \"256MiB\"\nscratch_overcommit = 4\nfirst_uid = {first_uid}\nuids = {UIDS}\n{asked}",
             settings::guest_dir()?,
             self.shim_state_dir(),
             self.shim_cache_dir()

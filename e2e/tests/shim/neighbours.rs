@@ -143,6 +143,7 @@ fn scratch_disks_promise_no_more_than_there_is() -> Result<()> {
         let mut mount = machine.containerd.command("mount");
         let size = ["-t", "tmpfs", "-o", "size=200m,mode=755", "tmpfs"];
         bailey_e2e::process::text_of(mount.args(size).arg(&cache), SOON)?;
+        machine.containerd.set_shim(&[("scratch_overcommit", "1")])?;
         let of = |size: &str| machine.run(image).annotation("dev.bailey.scratch", size);
         let mut first = of("100MiB").sh("echo up; exec sleep 1000").start()?;
         first.wait_for("up\n")?;
