@@ -173,7 +173,17 @@ level = "info"
         let line = |key: &str, value: Option<String>| {
             value.map_or(String::new(), |value| format!("{key} = {value:?}\n"))
         };
-        let asked = line("start", settings::start()) + &line("accel", settings::accel());
+        let path = |path: PathBuf| path.display().to_string();
+        let (firecracker, jailer) = settings::firecracker().map(|(f, j)| (path(f), path(j))).unzip();
+        let asked: String = [
+            ("start", settings::start()),
+            ("accel", settings::accel()),
+            ("vmm", settings::vmm()),
+            ("firecracker", firecracker),
+            ("jailer", jailer),
+        ]
+        .map(|(key, value)| line(key, value))
+        .concat();
         // Many tests at once share a disk on which each sandbox reserves a part of its own, and which may be memory; and
         // users, whose processes count together: those of two tests must not be the same.
         let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;

@@ -7,6 +7,8 @@
 //! | `BAILEY_GUEST_DIR` | what microVMs boot | `bailey/guest` in the user's cache |
 //! | `BAILEY_E2E_START` | `warm` or `cold`, for all sandboxes | the shim's own choice |
 //! | `BAILEY_E2E_ACCEL` | `kvm` or `tcg`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_E2E_VMM` | `qemu` or `firecracker`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_FIRECRACKER`, `BAILEY_JAILER` | a release of Firecracker, for tests of it; without, they are left out | |
 //! | `BAILEY_E2E_MUST_HAVE` | what the machine is known to have, of `kvm`, `cgroup2`, `apparmor`, by commas: a test of it does not leave it out | what is found |
 //! | `BAILEY_E2E_HOSTS` | the releases of Debian that the tier `production` boots as hosts, by commas | `bookworm` |
 //! | `BAILEY_E2E_SNAPSHOTTER` | the snapshotter of containerd | `overlayfs` |
@@ -66,6 +68,16 @@ pub fn containerd() -> Option<PathBuf> {
 /// How QEMU runs guests, if somebody wants it to be one way.
 pub fn accel() -> Option<String> {
     text("BAILEY_E2E_ACCEL")
+}
+
+/// What runs the VMs, if somebody wants it to be one program.
+pub fn vmm() -> Option<String> {
+    text("BAILEY_E2E_VMM")
+}
+
+/// Firecracker and its jailer, where somebody has named both.
+pub fn firecracker() -> Option<(PathBuf, PathBuf)> {
+    value("BAILEY_FIRECRACKER").zip(value("BAILEY_JAILER"))
 }
 
 /// Whether the machine has something, as `found` says; fails if somebody knows that it must have it.

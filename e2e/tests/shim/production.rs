@@ -20,6 +20,8 @@ const LIMIT: Duration = Duration::from_secs(600);
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const SHIM: &str = "containerd-shim-bailey-v1";
 const STANDIN: &str = "bailey-jail-standin";
+const FIRECRACKER: &str = "firecracker";
+const JAILER: &str = "jailer";
 /// The folder of guest images that the host uses, and one with the distribution's kernel alone.
 const GUEST: &str = "guest";
 const DEBIAN_GUEST: &str = "debian-guest";
@@ -35,27 +37,40 @@ enum How {
     Cold,
     /// Cloned, with the distribution's guest kernel.
     WarmDebian,
+    /// Cloned by Firecracker, with our own guest kernel.
+    Firecracker,
 }
 
 impl How {
     /// Variables of the case's environment.
     fn variables(self) -> String {
-        let (start, accel, guest) = match self {
-            How::Trial => ("warm", "auto", GUEST),
-            How::Warm => ("warm", "kvm", GUEST),
-            How::Cold => ("cold", "kvm", GUEST),
-            How::WarmDebian => ("warm", "kvm", DEBIAN_GUEST),
+        let (start, accel, guest, vmm) = match self {
+            How::Trial => ("warm", "auto", GUEST, "qemu"),
+            How::Warm => ("warm", "kvm", GUEST, "qemu"),
+            How::Cold => ("cold", "kvm", GUEST, "qemu"),
+            How::WarmDebian => ("warm", "kvm", DEBIAN_GUEST, "qemu"),
+            How::Firecracker => ("warm", "kvm", GUEST, "firecracker"),
         };
-        let guest = host::inside(guest);
-        format!("BAILEY_E2E_START={start} BAILEY_E2E_ACCEL={accel} BAILEY_GUEST_DIR={}", guest.display())
+        let mut variables = format!(
+            "BAILEY_E2E_START={start} BAILEY_E2E_ACCEL={accel} BAILEY_E2E_VMM={vmm} BAILEY_GUEST_DIR={}",
+            host::inside(guest).display()
+        );
+        if let How::Firecracker = self {
+            for (variable, name) in [("BAILEY_FIRECRACKER", FIRECRACKER), ("BAILEY_JAILER", JAILER)] {
+                variables
+                    .push_str(&format!(" {variable}={}", host::inside(&format!("bin/{name}")).display()));
+            }
+        }
+        variables
     }
 }
 
 /// The cases of this program, the longest first. Together they use every step of a sandbox's life.
-const SANDBOX_CASES: [(&str, How); 22] = [
+const SANDBOX_CASES: [(&str, How); 23] = [
     ("host::kvm_is_used_where_it_works", How::Trial),
     ("walls::sandboxes_never_share_what_must_be_random", How::Warm),
     ("bad_input::an_image_changed_on_disk_is_not_read", How::Warm),
+    ("spares::a_sandbox_starts_in_one_and_the_next_comes", How::Warm),
     ("templates::what_was_cloned_outlives_it", How::Warm),
     ("class::it_is_hardened", How::Cold),
     ("host::the_vmms_cgroup_bounds_it_on_the_host", How::Cold),
@@ -75,6 +90,17 @@ const SANDBOX_CASES: [(&str, How); 22] = [
     ("limits::a_fork_bomb_stays_inside", How::Cold),
     ("walls::a_privileged_container_owns_its_machine_and_no_other", How::Cold),
     ("walls::what_is_written_is_noise_on_the_hosts_disk", How::Cold),
+];
+
+/// The cases that run with Firecracker, too, where somebody has named it and its jailer.
+const FIRECRACKER_CASES: [&str; 7] = [
+    "walls::sandboxes_never_share_what_must_be_random",
+    "run::output_goes_to_its_own_stream",
+    "run::exit_codes_arrive",
+    "life::pause_stops_it_and_resume_lets_it_go_on",
+    "life::a_killed_shim_leaves_nothing",
+    "files::a_full_scratch_disk_is_an_error_like_any_other",
+    "bad_input::an_image_changed_on_disk_is_not_read",
 ];
 
 /// What cannot be on a release: the name of a case, and of the release. With a specification that has users of its own,
@@ -156,13 +182,25 @@ fn load(suite: &str) -> Result<(Load, Vec<String>)> {
     }
     load.add(&guest.join("debian"), &format!("{DEBIAN_GUEST}/debian"))?;
     load.add(&settings::repository().join("crates/host/apparmor"), "apparmor")?;
-    let sandbox =
-        SANDBOX_CASES.iter().map(|(case, how)| (*case, format!("sandbox-tests {}", how.variables())));
-    let jail = JAIL_CASES.iter().map(|case| (*case, "jail-tests".to_owned()));
-    let possible = |case: &(&str, String)| !LEFT_OUT.contains(&(case.0, suite));
-    let all = sandbox.chain(jail).filter(possible);
+    let sandbox = SANDBOX_CASES
+        .iter()
+        .map(|(case, how)| ((*case).to_owned(), format!("sandbox-tests {}", how.variables())));
+    let jail = JAIL_CASES.iter().map(|case| ((*case).to_owned(), "jail-tests".to_owned()));
+    let firecracker = match settings::firecracker() {
+        Some((program, jailer)) => {
+            load.add(&program, &format!("bin/{FIRECRACKER}"))?;
+            load.add(&jailer, &format!("bin/{JAILER}"))?;
+            &FIRECRACKER_CASES[..]
+        }
+        None => &[],
+    };
+    let with_firecracker = |case: &&str| {
+        (format!("{case}@{FIRECRACKER}"), format!("sandbox-tests {}", How::Firecracker.variables()))
+    };
+    let possible = |case: &(String, String)| !LEFT_OUT.contains(&(&case.0, suite));
+    let all = sandbox.chain(firecracker.iter().map(with_firecracker)).chain(jail).filter(possible);
     let (names, lines): (Vec<_>, Vec<_>) =
-        all.map(|(case, how)| (case.to_owned(), format!("{case} {how}\n"))).unzip();
+        all.map(|(case, how)| (case.clone(), format!("{case} {how}\n"))).unzip();
     load.write("cases", &lines.concat())?;
     // Where the jail's tests were told that their helper is.
     load.write("standin-path", &standin.to_string_lossy())?;
@@ -192,7 +230,7 @@ fn jail_programs() -> Result<(PathBuf, PathBuf)> {
 fn the_cases_of_the_production_tier_exist() -> Result<()> {
     let mut own = std::process::Command::new(std::env::current_exe().context("finding this program")?);
     let listed = text_of(own.arg("--list"), Duration::from_secs(60))?;
-    for (case, _) in SANDBOX_CASES {
+    for case in SANDBOX_CASES.iter().map(|(case, _)| *case).chain(FIRECRACKER_CASES) {
         if !listed.lines().any(|line| line == format!("{case}: test")) {
             bail!("there is no test {case}");
         }

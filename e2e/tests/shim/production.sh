@@ -8,11 +8,11 @@ standin=$(cat /mnt/standin-path)
 mkdir -p "${standin%/*}" && ln -s /mnt/bin/bailey-jail-standin "$standin"
 apparmor_parser --replace /mnt/apparmor/bailey-vmm || exit 2
 
-# one NAME PROGRAM VARIABLES...
+# one NAME[@LABEL] PROGRAM VARIABLES...
 one() {
   local name=$1 program=$2 begun=$SECONDS word=FAILED output
   shift 2
-  output=$(env "$@" timeout --kill-after=10 240 "/mnt/bin/$program" --exact "$name" --nocapture 2>&1)
+  output=$(env "$@" timeout --kill-after=10 240 "/mnt/bin/$program" --exact "${name%@*}" --nocapture 2>&1)
   # A test that is not there would be no failure.
   if grep -q '^test result: ok. 1 passed' <<<"$output"; then word=ok; fi
   (
