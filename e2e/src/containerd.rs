@@ -168,7 +168,9 @@ level = "info"
         let line = |key: &str, value: Option<String>| {
             value.map_or(String::new(), |value| format!("{key} = {value:?}\n"))
         };
-        let asked = line("start", settings::start()) + &line("accel", settings::accel());
+        let boot = settings::boot_seconds()
+            .map_or(String::new(), |seconds| format!("boot_timeout_seconds = {seconds}\n"));
+        let asked = line("start", settings::start()) + &line("accel", settings::accel()) + &boot;
         let shim = format!(
             "guest_dir = {:?}\nstate_dir = {:?}\ncache_dir = {:?}\n{asked}",
             settings::guest_dir()?,

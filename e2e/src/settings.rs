@@ -7,6 +7,7 @@
 //! | `BAILEY_GUEST_DIR` | what microVMs boot | `bailey/guest` in the user's cache |
 //! | `BAILEY_E2E_START` | `warm` or `cold`, for all sandboxes | the shim's own choice |
 //! | `BAILEY_E2E_ACCEL` | `kvm` or `tcg`, for all sandboxes | the shim's own choice |
+//! | `BAILEY_E2E_BOOT_SECONDS` | how long a guest may take to boot | the shim's own limit |
 //! | `BAILEY_E2E_MUST_HAVE` | what the machine is known to have, of `kvm`, `cgroup2`, `apparmor`, by commas: a test of it does not leave it out | what is found |
 //! | `BAILEY_E2E_HOSTS` | the releases of Debian that the tier `production` boots as hosts, by commas | `bookworm` |
 //! | `BAILEY_E2E_SNAPSHOTTER` | the snapshotter of containerd | `overlayfs` |
@@ -59,6 +60,11 @@ pub fn start() -> Option<String> {
 /// How QEMU runs guests, if somebody wants it to be one way.
 pub fn accel() -> Option<String> {
     text("BAILEY_E2E_ACCEL")
+}
+
+/// How long a guest may take to boot, in seconds, where that is very slow.
+pub fn boot_seconds() -> Option<String> {
+    text("BAILEY_E2E_BOOT_SECONDS")
 }
 
 /// Whether the machine has something, as `found` says; fails if somebody knows that it must have it.
