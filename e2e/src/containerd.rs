@@ -184,6 +184,9 @@ level = "info"
         ]
         .map(|(key, value)| line(key, value))
         .concat();
+        let boot = settings::boot_seconds()
+            .map_or(String::new(), |seconds| format!("boot_timeout_seconds = {seconds}\n"));
+        let asked = asked + &boot;
         // Many tests at once share a disk on which each sandbox reserves a part of its own, and which may be memory; and
         // users, whose processes count together: those of two tests must not be the same.
         let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;

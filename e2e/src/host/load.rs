@@ -15,6 +15,9 @@ use crate::settings;
 /// What the host may write beside what it was given.
 const ROOM_BYTES: u64 = 2 << 30;
 const MAKE_LIMIT: Duration = Duration::from_secs(120);
+const PREFIX: &str = "host.";
+/// No test takes this long.
+const ABANDONED: Duration = Duration::from_secs(2 * 3600);
 /// The host's first program; it starts `run`.
 const INIT: &str = include_str!("init.sh");
 
@@ -28,7 +31,8 @@ impl Load {
     pub fn new(script: &str) -> Result<Self> {
         let cache = settings::cache_dir()?;
         fs::create_dir_all(&cache).with_context(|| format!("creating {}", cache.display()))?;
-        let folder = tempfile::Builder::new().prefix("host.").tempdir_in(cache).context("making a folder")?;
+        remove_abandoned(&cache)?;
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(cache).context("making a folder")?;
         let load = Self { folder };
         load.write("init", INIT)?;
         load.write("run", script)?;
@@ -75,6 +79,19 @@ impl Load {
         fs::remove_dir_all(self.files()).context("removing what is on the disk now")?;
         Ok((self.folder, disk))
     }
+}
+
+/// Removes what was left by tests that were killed.
+fn remove_abandoned(cache: &Path) -> Result<()> {
+    for entry in fs::read_dir(cache).context("listing the cache")?.flatten() {
+        let is_load = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let age = entry.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+        if is_load && age.is_some_and(|age| age > ABANDONED) {
+            fs::remove_dir_all(entry.path())
+                .with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Makes a file with an ext4 of this folder's files and so much room. Mounts nothing.
