@@ -1,9 +1,17 @@
 //! One process in one sandbox: its output, its end, its arguments and surroundings (A3, A7).
 
-use anyhow::Result;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
 use bailey_e2e::images::busybox;
 use bailey_e2e::machine::test_with;
 use bailey_e2e::settings::{is_ours, only_ours};
+use bailey_e2e::wait;
+
+const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn output_goes_to_its_own_stream() -> Result<()> {
@@ -141,6 +149,80 @@ fn a_small_init_reaps_and_passes_signals_on() -> Result<()> {
         let script = "(sleep 0.1 &) ; sleep 0.5; ps -o stat | grep -c Z";
         let output = machine.run(image).annotation("dev.bailey.init", "true").sh(script).output()?;
         assert_eq!(output.text(), "0\n");
+        Ok(())
+    })
+}
+
+/// A program for containerd's logging: says in a folder what it got.
+const LOGGER: &str = "#!/bin/sh\n\
+    echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $*\" >\"$2/called\"; exec 5>&-\n\
+    cat <&3 >\"$2/out\" & cat <&4 >\"$2/err\" & exec 3<&- 4<&-; wait; echo ended >\"$2/ended\"\n";
+
+#[test]
+fn output_goes_to_a_program() -> Result<()> {
+    test_with(&busybox(), |machine, image| {
+        let folder = machine.containerd.folder().join("logs");
+        fs::create_dir(&folder)?;
+        let program = folder.join("a logger");
+        fs::write(&program, LOGGER)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        let uri = |program: &Path| {
+            format!("binary://{}?dir={}", program.display(), folder.display()).replace(' ', "%20")
+        };
+        let script = "echo to out; echo to err >&2; seq 20000; exit 4";
+        let mut task = machine.run(image).option("--log-uri", &uri(&program)).sh(script).detach()?;
+        wait::until_true("its end", SOON, || Ok(task.state()?.as_deref() == Some("STOPPED")))?;
+        task.remove()?;
+        let said = |name: &str| fs::read_to_string(folder.join(name)).with_context(|| name.to_owned());
+        let out = said("out")?;
+        assert!(out.starts_with("to out\n1\n2\n") && out.ends_with("\n20000\n"), "{} bytes", out.len());
+        assert_eq!((said("err")?.as_str(), said("ended")?.as_str()), ("to err\n", "ended\n"));
+        let called = format!("{} {} dir {}\n", machine.containerd.namespace(), task.id, folder.display());
+        assert_eq!(said("called")?, called);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_program_that_takes_no_output_is_named() -> Result<()> {
+    if !only_ours("its errors") {
+        return Ok(());
+    }
+    test_with(&busybox(), |machine, image| {
+        let broken = machine.containerd.folder().join("broken");
+        fs::write(&broken, "#!/bin/sh\nexit 3\n")?;
+        fs::set_permissions(&broken, fs::Permissions::from_mode(0o755))?;
+        let broken = broken.to_string_lossy();
+        for (uri, words) in [
+            ("binary:///no/such/logger".to_owned(), ["/no/such/logger", "there is no program"]),
+            (format!("binary://{broken}"), [&*broken, "exit status: 3"]),
+            ("tcp://127.0.0.1:514".to_owned(), ["tcp://", "not supported"]),
+        ] {
+            let run = machine.run(image).option("--log-uri", &uri).args(&["true"]);
+            let output = run.output()?;
+            for word in words {
+                ensure!(
+                    output.code != 0 && output.errors().contains(word),
+                    "{uri}: no {word:?} in {output:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn output_goes_to_a_file() -> Result<()> {
+    test_with(&busybox(), |machine, image| {
+        let file = machine.containerd.folder().join("logs/deep/file");
+        let uri = format!("file://{}", file.display());
+        let mut task = machine.run(image).option("--log-uri", &uri).sh("echo out; echo err >&2").detach()?;
+        wait::until_true("its end", SOON, || Ok(task.state()?.as_deref() == Some("STOPPED")))?;
+        task.remove()?;
+        let said = fs::read_to_string(&file).with_context(|| uri)?;
+        let mut lines: Vec<&str> = said.lines().collect();
+        lines.sort_unstable();
+        assert_eq!(lines, ["err", "out"]);
         Ok(())
     })
 }

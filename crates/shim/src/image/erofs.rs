@@ -31,14 +31,19 @@ const IMAGE_FD: i32 = 3;
 
 /// Memory for the books that it keeps of all files, and for what it has read and not written yet.
 const MEMORY_BYTES: u64 = 1 << 30;
-/// It is one process with one thread; its cgroup holds the one that becomes it.
-const PROCESSES: u64 = 1;
+/// Addresses, which stacks and heaps of threads take more of than they use.
+const ADDRESS_BYTES: u64 = 4 << 30;
+/// Threads beside one for each processor: newer versions read in parallel.
+const THREADS: u64 = 4;
 /// Open files: one for each level of folders.
 const OPEN_FILES: u64 = 512;
 
 /// It writes no more at once; what the limit cuts off is less. It is the first process of its namespace, so the signal
 /// for too large a file does not end it: its write fails.
 const LAST_WRITE: u64 = 1 << 20;
+
+/// What the C library loads when a thread ends, wherever a distribution puts it.
+const DATA: [&str; 2] = ["/usr/lib/x86_64-linux-gnu/libgcc_s.so.1", "/usr/lib64/libgcc_s.so.1"];
 
 /// What is kept of what it says.
 const WORDS: usize = 4096;
@@ -116,7 +121,8 @@ pub(super) fn jail_root(config: &Config) -> Result<PathBuf> {
         return Err(Error::new(Kind::Unavailable, text));
     }
     fs::create_dir_all(&roots).context(|| format!("making {}", roots.display()))?;
-    jail::base::prepare(program, &[], &roots).context(|| "preparing the jail of mkfs.erofs".into())
+    let data: Vec<PathBuf> = DATA.iter().map(PathBuf::from).filter(|path| path.exists()).collect();
+    jail::base::prepare(program, &data, &roots).context(|| "preparing the jail of mkfs.erofs".into())
 }
 
 fn run(maker: &Maker, rootfs: &Path, image: &File, uid: u32) -> Result<()> {
@@ -129,16 +135,17 @@ fn run(maker: &Maker, rootfs: &Path, image: &File, uid: u32) -> Result<()> {
     spec.read_all = true;
     spec.files = vec![FileMount { source: rootfs.to_owned(), target: TREE.into(), writable: false }];
     spec.reopen = vec![Reopen { fd: IMAGE_FD, writable: true }];
+    let threads = THREADS + thread::available_parallelism().map_or(1, |count| count.get() as u64);
     spec.rlimits = Rlimits {
         nofile: OPEN_FILES,
-        nproc: PROCESSES,
+        nproc: threads,
         memlock: 0,
         fsize: Some(config.image_bytes_max),
-        address_space: Some(MEMORY_BYTES),
+        address_space: Some(ADDRESS_BYTES),
     };
     let cgroup =
         Cgroup::at(&maker.cgroup).context_as(Kind::Invalid, || "naming the sandbox's cgroup".into())?;
-    let limits = Limits { memory_bytes: Some(MEMORY_BYTES), pids: Some(PROCESSES), ..Limits::default() };
+    let limits = Limits { memory_bytes: Some(MEMORY_BYTES), pids: Some(threads), ..Limits::default() };
     let cgroup = OwnedCgroup::create(cgroup, &limits)?;
     let (words, its_words) = std::io::pipe().context(|| "making a pipe".into())?;
     let its_image = image.try_clone().context(|| "copying a descriptor".into())?;

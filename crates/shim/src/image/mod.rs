@@ -54,7 +54,7 @@ pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
         .context(|| format!("making {}", folder.display()))?;
     let Some(key) = layers.key()? else {
         let (file, label) = make(maker, &folder, layers)?;
-        return image(&file, label);
+        return image(path_of(&file).as_ref(), label);
     };
     let _one_at_a_time = lock(&folder, &key)?;
     let (path, label_path) = (folder.join(format!("{key}.img")), folder.join(format!("{key}.json")));
@@ -72,7 +72,7 @@ pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
     let text = serde_json::to_vec(&label).context(|| "writing an image's label".into())?;
     fs::write(&label_path, text).context(|| format!("writing {}", label_path.display()))?;
     give_name(&file, &path).context(|| format!("naming {}", path.display()))?;
-    let image = image(&file, label)?;
+    let image = image(&path, label)?;
     // There is one more, so another one may have to go. This one is in use.
     match cache::collect_all(&maker.config, false) {
         Ok(collected) => tracing::debug!("collecting images: {collected:?}"),
@@ -82,8 +82,8 @@ pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
 }
 
 /// The image for reading: whoever gets it cannot write to it.
-fn image(file: &File, label: Label) -> Result<Image> {
-    let file = File::open(path_of(file)).context(|| "opening the image for reading".into())?;
+fn image(path: &Path, label: Label) -> Result<Image> {
+    let file = File::open(path).context(|| format!("opening the image {} for reading", path.display()))?;
     use_it(&file).context(|| "marking the image as in use".into())?;
     Ok(Image { file, root: label.into() })
 }

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::logger::{self, Program};
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{InputStream, OutputStream};
 
@@ -21,6 +22,7 @@ const READ: usize = 32 * 1024;
 pub(super) enum Sink {
     Pipe(pipe::Sender),
     File(tokio::fs::File),
+    Program(pipe::Sender, Program),
 }
 
 impl Sink {
@@ -43,20 +45,40 @@ impl Sink {
                 file.map(|file| Sink::File(file.into())).context_as(Kind::Invalid, doing)
             }
             Some((scheme, _)) => {
-                Err(Error::invalid(format!("output to {scheme}:// is not supported; a pipe or file:// is")))
+                let text = format!("output to {scheme}:// is not supported; a pipe, file:// or binary:// is");
+                Err(Error::invalid(text))
             }
         }
     }
 
     async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match self {
-            Sink::Pipe(pipe) => pipe.write_all(bytes).await,
+            Sink::Pipe(pipe) | Sink::Program(pipe, _) => pipe.write_all(bytes).await,
             Sink::File(file) => {
                 file.write_all(bytes).await?;
                 file.flush().await
             }
         }
     }
+}
+
+/// What a process's output and its errors go to, as the caller named both; a terminal has no errors of its own. A
+/// program takes both, as containerd has it.
+pub(super) async fn sinks(
+    [output, error]: [&str; 2],
+    terminal: bool,
+    outputs: &Outputs,
+    exec_id: &str,
+) -> Result<[Option<Sink>; 2]> {
+    let error = if terminal { "" } else { error };
+    if output.starts_with("binary://") {
+        let Owner { namespace, id } = &*outputs.owner;
+        let id = if exec_id.is_empty() { id } else { exec_id };
+        let (output, errors) = logger::start(output, namespace, id).await?;
+        return Ok([Some(output), (!error.is_empty()).then_some(errors)]);
+    }
+    let open = |name: &str| if name.is_empty() { Ok(None) } else { Sink::open(name).map(Some) };
+    Ok([open(output)?, open(error)?])
 }
 
 /// A rate that several streams share, in bytes per second: who is over it waits, and so, in the end, does the
@@ -94,6 +116,7 @@ impl Pace {
 /// What the outputs of a task's processes share.
 #[derive(Clone)]
 pub(super) struct Outputs {
+    owner: Arc<Owner>,
     pace: Option<Arc<Pace>>,
     /// Counts what was taken, so that a slow reader is told from one that is gone.
     progress: Arc<AtomicU64>,
@@ -101,14 +124,21 @@ pub(super) struct Outputs {
     _open: mpsc::Sender<()>,
 }
 
+/// Whose output it is.
+pub(super) struct Owner {
+    pub(super) namespace: String,
+    pub(super) id: String,
+}
+
 /// Tells when every output, and everything that could open one, is gone.
 pub(super) struct AllCarried(mpsc::Receiver<()>);
 
 impl Outputs {
-    pub(super) fn new(bytes_per_second: Option<u64>) -> (Outputs, AllCarried) {
+    pub(super) fn new(owner: Owner, bytes_per_second: Option<u64>) -> (Outputs, AllCarried) {
         let (open, closed) = mpsc::channel(1);
         let pace = bytes_per_second.map(Pace::new);
-        (Outputs { pace, progress: Arc::default(), _open: open }, AllCarried(closed))
+        let owner = Arc::new(owner);
+        (Outputs { owner, pace, progress: Arc::default(), _open: open }, AllCarried(closed))
     }
 
     /// How much has been taken so far, of all outputs together.
@@ -152,6 +182,11 @@ pub(super) fn carry_output(mut from: OutputStream, mut to: Sink, outputs: Output
                 }
             }
             from.taken(bytes.len()).await;
+        }
+        drop(outputs);
+        if let Sink::Program(pipe, program) = to {
+            drop(pipe);
+            program.finish().await;
         }
     })
 }
@@ -210,7 +245,7 @@ mod tests {
 
     #[test]
     fn what_output_cannot_go_to_is_named() {
-        let error = Sink::open("binary:///usr/bin/logger").err().unwrap();
-        assert!(error.chain().contains("binary://"));
+        let error = Sink::open("tcp://127.0.0.1:514").err().unwrap();
+        assert!(error.chain().contains("tcp://"));
     }
 }

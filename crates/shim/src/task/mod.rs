@@ -4,6 +4,7 @@ mod endpoint;
 mod events;
 mod exits;
 mod io;
+mod logger;
 mod process;
 mod service;
 mod stats;

@@ -10,7 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::io::{self, Outputs, Sink};
+use super::io::{self, Outputs};
 use crate::error::Result;
 use crate::guest::Guest;
 
@@ -78,13 +78,12 @@ impl Process {
 
     /// Opens the caller's ends of the streams and starts to carry them. Comes before the process is made: its first
     /// words must find their way.
-    pub(super) fn attach(&mut self, guest: &Guest, outputs: &Outputs) -> Result<()> {
+    pub(super) async fn attach(&mut self, guest: &Guest, outputs: &Outputs) -> Result<()> {
         self.progress = outputs.progress();
-        let streams =
-            [(&self.names.output, Stdio::Out, true), (&self.names.error, Stdio::Err, !self.names.terminal)];
-        for (name, stdio, wanted) in streams {
-            if wanted && !name.is_empty() {
-                let sink = Sink::open(name)?;
+        let names = [self.names.output.as_str(), self.names.error.as_str()];
+        let sinks = io::sinks(names, self.names.terminal, outputs, &self.exec_id).await?;
+        for (sink, stdio) in sinks.into_iter().zip([Stdio::Out, Stdio::Err]) {
+            if let Some(sink) = sink {
                 let stream = guest.output(StreamId { process: self.id, stdio });
                 self.outputs.push(io::carry_output(stream, sink, outputs.clone()));
             }

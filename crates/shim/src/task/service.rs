@@ -16,7 +16,7 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::protobuf::MessageField;
 use tokio::sync::{Mutex, Notify};
 
-use super::io::Outputs;
+use super::io::{Outputs, Owner};
 use super::process::{Exit, Process, StdioNames};
 use super::{Publisher, exits, stats};
 use crate::bundle::{self, Plan};
@@ -110,8 +110,9 @@ impl Service {
         let image = self.image(&config, &bundle, &plan, &request).await?;
         let (sandbox, events) =
             Sandbox::launch(&config, &self.namespace, &self.id, &plan, image, creating.take()).await?;
-        let (outputs, all_carried) = Outputs::new(plan.annotations.log_bytes_per_second);
-        init.attach(&sandbox.guest, &outputs)?;
+        let owner = Owner { namespace: self.namespace.clone(), id: self.id.clone() };
+        let (outputs, all_carried) = Outputs::new(owner, plan.annotations.log_bytes_per_second);
+        init.attach(&sandbox.guest, &outputs).await?;
         sandbox.request(Request::Create(Box::new(fit(&plan, &sandbox)))).await?;
         init.pid = sandbox.machine.pid();
         let pid = init.pid;
@@ -177,7 +178,7 @@ impl Service {
                 process.spec.clone().ok_or_else(|| Error::internal("the process has nothing to run"))?;
             let outputs =
                 task.outputs.as_ref().ok_or_else(|| Error::new(Kind::State, "the container has ended"))?;
-            process.attach(&task.sandbox.guest, outputs)?;
+            process.attach(&task.sandbox.guest, outputs).await?;
             match task.sandbox.request(Request::Exec { id: process.id, process: spec }).await {
                 Ok(Response::Started { pid }) => process.pid = pid,
                 Ok(_) => return Err(Error::internal("the guest answered something else")),

@@ -1,7 +1,7 @@
-//! What `mkfs.erofs` needs to read a tree of files and to write an image of it. Found by tracing version 1.5 over trees
-//! with every kind of file, attributes and holes; each call has its reason.
+//! What `mkfs.erofs` needs to read a tree of files and to write an image of it. Found by tracing versions 1.5 and 1.8 over
+//! trees with every kind of file, attributes and holes; each call has its reason.
 //!
-//! Absent on purpose: everything that makes a socket, a process, a thread or a name, that changes a file's owner or
+//! Absent on purpose: everything that makes a socket, a process or a name, that changes a file's owner or
 //! mode, that opens a file by its handle (which, with the capability to read everything, would leave the root), and
 //! everything that changes what the process may do.
 
@@ -12,6 +12,11 @@ const ACCESS: u64 = 0o3;
 const CREATING: u64 = 0o100 | 0o1000 | 0o2000 | 0o20_000_000;
 /// `O_RDWR` with `O_CREAT`: how the image is opened, which is there already. Nothing lets it make a file.
 const IMAGE: Check = Check { argument: 2, mask: ACCESS | CREATING, value: 0o102 };
+
+/// The flags of a thread: memory, files, signals and all shared with the others.
+const THREAD: u64 = 0x003d_0f00;
+/// Every bit that a clone can have, but for the thread identifiers that the C library asks for as well.
+const CLONE_BITS: u64 = 0xffff_ffff & !(0x0010_0000 | 0x0020_0000 | 0x0100_0000 | 0x0008_0000);
 
 /// The bits of memory's protection: writable, executable.
 const WRITE: u64 = 2;
@@ -35,6 +40,8 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_statfs),
     any(libc::SYS_fstatfs),
     // Contents in, image out. Newer versions look for holes, and copy within the kernel.
+    any(libc::SYS_copy_file_range),
+    any(libc::SYS_sendfile),
     any(libc::SYS_read),
     any(libc::SYS_pread64),
     any(libc::SYS_lseek),
@@ -61,6 +68,8 @@ pub(super) const CALLS: &[Call] = &[
     any(libc::SYS_set_tid_address),
     any(libc::SYS_set_robust_list),
     any(libc::SYS_rseq),
+    // Newer versions read files in threads: exactly with the flags of a thread.
+    when(libc::SYS_clone, &[&[Check { argument: 0, mask: CLONE_BITS, value: THREAD & CLONE_BITS }]]),
     any(libc::SYS_futex),
     when(libc::SYS_prlimit64, &[&[is(0, 0), Check { argument: 2, mask: u64::MAX, value: 0 }]]),
     any(libc::SYS_sched_getaffinity),
