@@ -18,7 +18,7 @@ use std::time::Duration;
 use redb::{Database, Error as Fault, ReadableDatabase as _, ReadableTable as _};
 
 use super::Options;
-use super::file::{Place, is_out_of_room};
+use super::file::{Place, is_out_of_room, of_fault};
 use super::hub::Hub;
 use super::leases::Book;
 use super::tables::{LEASES, Snapshot};
@@ -54,10 +54,7 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn open(place: Place, options: Options, clock: Arc<dyn Clock>) -> Result<Core, OpenError> {
         let database = place.open(options.cache_bytes, options.verify)?;
-        let stored = look(&database).map_err(|fault| match &place {
-            Place::File(path) => super::file::of_fault(path, fault),
-            _ => super::file::of_fault("(memory)".as_ref(), fault),
-        })?;
+        let stored = look(&database).map_err(|fault| of_fault(place.path(), fault))?;
         let core = Core {
             hub: Hub::new(stored.revision, options.recent_revisions),
             book: Book::default(),
@@ -220,7 +217,7 @@ impl Core {
         let again = self.place.open(self.options.cache_bytes, false);
         let again = again.and_then(|database| match look(&database) {
             Ok(stored) => Ok((database, stored)),
-            Err(fault) => Err(super::file::of_fault("".as_ref(), fault)),
+            Err(fault) => Err(of_fault(self.place.path(), fault)),
         });
         match again {
             Ok((database, stored)) => {
@@ -244,7 +241,8 @@ impl Core {
     }
 
     fn broken(&self, doing: &'static str, cause: Cause) -> StoreError {
-        let damaged = cause.downcast_ref::<Fault>().is_some_and(|fault| matches!(fault, Fault::Corrupted(_)));
+        let damaged = cause.downcast_ref::<Fault>().is_some_and(|fault| matches!(fault, Fault::Corrupted(_)))
+            || cause.downcast_ref::<OpenError>().is_some_and(|error| error.kind() == ErrorKind::Corrupt);
         if damaged {
             return StoreError::Corrupt { doing, place: self.place.to_string(), cause: Some(cause) };
         }

@@ -24,6 +24,30 @@ struct State {
     unsynced: Vec<Step>,
     /// Losses of power. Who began before the last one can do nothing any more.
     losses: u64,
+    /// How many more steps there is room for.
+    room: Option<u64>,
+    /// How many steps are refused then, before there is room again.
+    refusals: u64,
+}
+
+impl State {
+    fn use_room(&mut self) -> io::Result<()> {
+        match &mut self.room {
+            None => Ok(()),
+            Some(0) if self.refusals == 0 => {
+                self.room = None;
+                Ok(())
+            }
+            Some(0) => {
+                self.refusals -= 1;
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            Some(steps) => {
+                *steps -= 1;
+                Ok(())
+            }
+        }
+    }
 }
 
 /// The disk: its clones are the same one.
@@ -38,6 +62,12 @@ impl DiskModel {
     /// What redb works on.
     pub(crate) fn backend(&self) -> impl StorageBackend {
         Backend { disk: self.clone(), losses: self.state().losses }
+    }
+
+    /// Lets the disk be full after so many steps, each a change of length, a write or a sync, for so many more.
+    pub(crate) fn fill_up(&self, steps: u64, refusals: u64) {
+        let mut state = self.state();
+        (state.room, state.refusals) = (Some(steps), refusals);
     }
 
     /// Takes the power away. Each step that was not synced is kept or lost as `keeps` says.
@@ -100,6 +130,7 @@ impl StorageBackend for Backend {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.state()?;
+        state.use_room()?;
         let length = index(len)?;
         state.seen.resize(length, 0);
         state.unsynced.push(Step::Length(length));
@@ -108,6 +139,7 @@ impl StorageBackend for Backend {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.state()?;
+        state.use_room()?;
         let state = &mut *state;
         for step in state.unsynced.drain(..) {
             step.apply(&mut state.safe);
@@ -117,6 +149,7 @@ impl StorageBackend for Backend {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.state()?;
+        state.use_room()?;
         let at = index(offset)?;
         for (number, sector) in data.chunks(SECTOR).enumerate() {
             let place = at + number * SECTOR;

@@ -58,6 +58,16 @@ impl Place {
         }
     }
 
+    /// What is named in errors of opening it.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Place::File(path) => path,
+            Place::Memory => Path::new("(memory)"),
+            #[cfg(test)]
+            Place::Model(_) => Path::new("(model)"),
+        }
+    }
+
     /// Whether the disk has less than so many bytes free.
     pub(super) fn is_short_of(&self, bytes: u64) -> bool {
         let Place::File(path) = self else { return false };

@@ -90,7 +90,7 @@ impl EmbeddedStore {
         options: Options,
         clock: Arc<dyn Clock>,
     ) -> Result<EmbeddedStore, OpenError> {
-        let path = if let Place::File(path) = &place { path.clone() } else { "(memory)".into() };
+        let path = place.path().to_owned();
         let core = if matches!(place, Place::Memory) {
             Core::open(place, options, clock)?
         } else {

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::{Kept, key, open, value};
 use crate::store::embedded::disk_model::DiskModel;
 use crate::store::embedded::file::Place;
 use crate::store::embedded::{EmbeddedStore, Options};
-use crate::store::{Op, Store, Txn};
+use crate::store::{ErrorKind, Op, Prefix, Revision, Store, Txn};
 
 /// A small generator, so that a failing round can be repeated by its number.
 struct Dice(u64);
@@ -88,12 +89,55 @@ async fn a_loss_of_power_loses_nothing_that_was_acknowledged() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_model_of_a_disk_has_synced_it_keeps() {
+async fn after_an_error_of_the_disk_nothing_more_is_done_and_what_was_synced_is_there() {
     let kept = Kept::on_model().await;
     super::put(&kept.store, "a", "1").await.unwrap();
     let Place::Model(disk) = &kept.place else { panic!("it is on a model") };
     disk.lose_power(|| false);
-    assert!(super::put(&kept.store, "a", "2").await.is_err());
+    // Nobody knows what this disk still has: nothing more is done with it.
+    for _ in 0..2 {
+        let error = super::put(&kept.store, "a", "2").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("check its disk"), "{error}");
+        assert_eq!(kept.store.get(&key("a")).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    }
     let store = open(&kept.place, &Options::default()).await;
     assert_eq!(value(&store, "a").await.as_deref(), Some("1"));
+}
+
+/// Whatever step of a commit it is that finds no room: the answer is true, and watchers see what is there.
+#[tokio::test(start_paused = true)]
+async fn an_answer_is_true_wherever_the_room_ends() {
+    const STEPS: u64 = 40;
+    let kept = Kept::on_model().await;
+    let Place::Model(disk) = &kept.place else { panic!("it is on a model") };
+    let mut watch = kept.store.watch(&Prefix::all(), Revision(1)).await.unwrap();
+    let (mut revision, mut full, mut unknown) = (Revision(0), 0, 0);
+    for (number, refusals) in (0..STEPS).flat_map(|steps| [1, 2, 5].map(|refusals| (steps, refusals))) {
+        disk.fill_up(number, refusals);
+        let text = format!("{number}/{refusals}");
+        let reply = super::put(&kept.store, "a", &text).await;
+        disk.fill_up(u64::MAX, 0);
+        let is_there = value(&kept.store, "a").await.as_deref() == Some(&text);
+        match reply {
+            Ok(_) => assert!(is_there, "{text}"),
+            Err(error) if error.kind() == ErrorKind::Full => {
+                full += 1;
+                assert!(!is_there, "{text}: it was said that nothing was written");
+            }
+            Err(error) => {
+                unknown += 1;
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{text}: {error}");
+            }
+        }
+        let now = kept.store.get(&key("a")).await.unwrap().revision;
+        assert_eq!(now.0 - revision.0, u64::from(is_there), "{text}");
+        if is_there {
+            let batch =
+                tokio::time::timeout(Duration::from_secs(60), watch.next()).await.expect(&text).unwrap();
+            assert_eq!(batch.revision, now);
+        }
+        revision = now;
+    }
+    assert!(full > 0 && unknown > 0 && revision.0 > 0, "{full} full, {unknown} unknown, {revision} done");
 }
