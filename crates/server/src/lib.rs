@@ -1,0 +1,4 @@
+//! `bailey-server`, the control plane. So far there is its [`store`].
+#![forbid(unsafe_code)]
+
+pub mod store;
