@@ -71,7 +71,8 @@ impl FromStr for TenantName {
         let bytes = text.as_bytes();
         let ends_well = bytes.first().is_some_and(u8::is_ascii_lowercase) && bytes.last() != Some(&b'-');
         if !(2..=40).contains(&bytes.len()) || !ends_well || !bytes.iter().all(inner) {
-            let rule = "2 to 40 lower-case letters, digits and hyphens, with a letter first and no hyphen last";
+            let rule =
+                "2 to 40 lower-case letters, digits and hyphens, with a letter first and no hyphen last";
             return Err(form(kind, text, rule));
         }
         if RESERVED.contains(&text) {
@@ -146,7 +147,9 @@ mod tests {
             assert_eq!(good.parse::<TenantName>().unwrap().as_str(), good);
         }
         let long = "a".repeat(41);
-        for bad in ["", "a", "1a", "-a", "a-", "A1", "a_b", "a.b", "a/b", "..", "a b", "ä1", "a\0", "a\n", &long] {
+        for bad in
+            ["", "a", "1a", "-a", "a-", "A1", "a_b", "a.b", "a/b", "..", "a b", "ä1", "a\0", "a\n", &long]
+        {
             assert!(matches!(bad.parse::<TenantName>(), Err(IdError::Form { .. })), "{bad:?}");
         }
         assert!(matches!("system".parse::<TenantName>(), Err(IdError::Reserved { .. })));
