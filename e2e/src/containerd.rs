@@ -184,9 +184,12 @@ level = "info"
         ]
         .map(|(key, value)| line(key, value))
         .concat();
-        let boot = settings::boot_seconds()
-            .map_or(String::new(), |seconds| format!("boot_timeout_seconds = {seconds}\n"));
-        let asked = asked + &boot;
+        let number = |key: &str, value: Option<String>| {
+            value.map_or(String::new(), |value| format!("{key} = {value}\n"))
+        };
+        let asked = asked
+            + &number("boot_timeout_seconds", settings::boot_seconds())
+            + &number("spares", settings::spares());
         // Many tests at once share a disk on which each sandbox reserves a part of its own, and which may be memory; and
         // users, whose processes count together: those of two tests must not be the same.
         let first_uid = FIRST_UID + std::process::id() % PROCESSES * UIDS;

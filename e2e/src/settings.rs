@@ -9,6 +9,7 @@
 //! | `BAILEY_E2E_ACCEL` | `kvm` or `tcg`, for all sandboxes | the shim's own choice |
 //! | `BAILEY_E2E_VMM` | `qemu` or `firecracker`, for all sandboxes | the shim's own choice |
 //! | `BAILEY_FIRECRACKER`, `BAILEY_JAILER` | a release of Firecracker, for tests of it; without, they are left out | |
+//! | `BAILEY_E2E_SPARES` | how many VMs wait for sandboxes, for each template | the shim's own choice |
 //! | `BAILEY_E2E_BOOT_SECONDS` | how long a guest may take to boot | the shim's own limit |
 //! | `BAILEY_E2E_MUST_HAVE` | what the machine is known to have, of `kvm`, `cgroup2`, `apparmor`, by commas: a test of it does not leave it out | what is found |
 //! | `BAILEY_E2E_HOSTS` | the releases of Debian that the tier `production` boots as hosts, by commas | `bookworm` |
@@ -79,6 +80,11 @@ pub fn vmm() -> Option<String> {
 /// Firecracker and its jailer, where somebody has named both.
 pub fn firecracker() -> Option<(PathBuf, PathBuf)> {
     value("BAILEY_FIRECRACKER").zip(value("BAILEY_JAILER"))
+}
+
+/// How many spares each template has, if somebody wants so many.
+pub fn spares() -> Option<String> {
+    text("BAILEY_E2E_SPARES")
 }
 
 /// How long a guest may take to boot, in seconds, where that is very slow.
