@@ -165,7 +165,7 @@ impl Raw {
             firecracker: self.firecracker.or_else(|| environment("BAILEY_FIRECRACKER").map(PathBuf::from)),
             jailer: self.jailer.or_else(|| environment("BAILEY_JAILER").map(PathBuf::from)),
             memory_bytes: size("memory", self.memory.as_deref(), 512 << 20)?,
-            scratch_bytes: size("scratch", self.scratch.as_deref(), 10 << 30)?,
+            scratch_bytes: size("scratch", self.scratch.as_deref(), 1 << 30)?,
             scratch_overcommit: self.scratch_overcommit.unwrap_or(1),
             boot_timeout: Duration::from_secs(self.boot_timeout_seconds.unwrap_or(60)),
             template_max_age: Duration::from_secs(self.template_max_age_seconds.unwrap_or(3600)),
