@@ -176,7 +176,10 @@ fn output_goes_to_a_program() -> Result<()> {
         let said = |name: &str| fs::read_to_string(folder.join(name)).with_context(|| name.to_owned());
         let out = said("out")?;
         assert!(out.starts_with("to out\n1\n2\n") && out.ends_with("\n20000\n"), "{} bytes", out.len());
-        assert_eq!((said("err")?.as_str(), said("ended")?.as_str()), ("to err\n", "ended\n"));
+        assert_eq!(said("err")?, "to err\n");
+        if only_ours("runc's shim ends the program by a signal, ours lets it end by itself") {
+            assert_eq!(said("ended")?, "ended\n");
+        }
         let called = format!("{} {} dir {}\n", machine.containerd.namespace(), task.id, folder.display());
         assert_eq!(said("called")?, called);
         Ok(())
