@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use nix::unistd::Pid;
 
+use crate::block::Disk;
+
 /// Where cgroups are mounted, on every distribution that we know.
 const MOUNT: &str = "/sys/fs/cgroup";
 
@@ -57,6 +59,19 @@ pub struct Limits {
     pub cpu_weight: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+}
+
+/// Limits of the I/O on one disk. None is no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoLimits {
+    /// Bytes per second.
+    pub read_bytes: Option<u64>,
+    /// Bytes per second.
+    pub write_bytes: Option<u64>,
+    /// Operations per second.
+    pub reads: Option<u64>,
+    /// Operations per second.
+    pub writes: Option<u64>,
 }
 
 /// Usage of a cgroup.
@@ -186,6 +201,30 @@ impl Cgroup {
         }
         if let Some(pids) = limits.pids {
             self.write("pids", "pids.max", &pids.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sets the limits of the I/O on one disk that are given. On v1 they hold for what is read, and for what is written
+    /// directly or waited for; what the kernel writes out of its cache later has no owner there.
+    ///
+    /// # Errors
+    /// When the kernel refuses them, or the controller is not there.
+    pub fn set_io(&self, disk: Disk, limits: &IoLimits) -> Result<(), CgroupError> {
+        let all = [
+            ("rbps", "read_bps", limits.read_bytes),
+            ("wbps", "write_bps", limits.write_bytes),
+            ("riops", "read_iops", limits.reads),
+            ("wiops", "write_iops", limits.writes),
+        ];
+        for (v2, v1, limit) in all {
+            let Some(limit) = limit else { continue };
+            match self.version {
+                Version::V2 => self.write("io", "io.max", &format!("{disk} {v2}={limit}"))?,
+                Version::V1 => {
+                    self.write("blkio", &format!("blkio.throttle.{v1}_device"), &format!("{disk} {limit}"))?;
+                }
+            }
         }
         Ok(())
     }

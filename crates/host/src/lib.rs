@@ -3,6 +3,7 @@
 //! Owns every system call that needs root. Knows no tenant, no API and no VMM by name: callers say what they
 //! want in plain values. `unsafe` lives in [`sys`] alone.
 
+pub mod block;
 pub mod cgroup;
 pub mod jail;
 pub mod sys;

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use bailey_host::block::Disk;
 use bailey_host::cgroup::{Cgroup, Limits};
 use bailey_host::jail::uid::{self, UidLease};
 use bailey_host::sys::tsc;
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::bundle::Plan;
+use crate::bundle::{IoLimits, Plan};
 use crate::config::{AccelChoice, Config, Start, VmmChoice};
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::{Event, Guest};
@@ -237,6 +238,7 @@ impl Sandbox {
             Cgroup::at(&plan.cgroup).context_as(Kind::Invalid, || "naming the sandbox's cgroup".into())?;
         let memory_bytes = shape.memory_bytes + driver.describe().overhead_bytes;
         let cgroup = OwnedCgroup::create(cgroup, &limits(plan, memory_bytes))?;
+        limit_io(&cgroup.0, &config.cache_dir, &plan.annotations.io);
         let scratch_bytes = plan.annotations.scratch_bytes.unwrap_or(config.scratch_bytes);
         let filesystem = scratch::filesystem(&config.cache_dir, scratch_bytes)?;
         let scratch = scratch::create(&config.cache_dir, scratch_bytes, config.scratch_overcommit)?;
@@ -379,6 +381,31 @@ fn limits(plan: &Plan, memory_bytes: u64) -> Limits {
         cpu_period_us: inside.cpu_period_us,
         cpu_weight: inside.cpu_weight,
         pids: Some(vmm::threads(plan.vcpus)),
+    }
+}
+
+/// Limits the VMM's I/O on the disk that has both files of the sandbox. QEMU holds the guest to the same; this holds
+/// without it. Where the host cannot, QEMU's limits are the only ones.
+fn limit_io(cgroup: &Cgroup, folder: &Path, io: &IoLimits) {
+    if *io == IoLimits::default() {
+        return;
+    }
+    let limits = bailey_host::cgroup::IoLimits {
+        read_bytes: io.read_bytes_per_second,
+        write_bytes: io.write_bytes_per_second,
+        reads: io.reads_per_second,
+        writes: io.writes_per_second,
+    };
+    match Disk::of(folder) {
+        Ok(Some(disk)) => {
+            if let Err(error) = cgroup.set_io(disk, &limits) {
+                tracing::warn!("the VMM alone limits the sandbox's disks: {error}");
+            }
+        }
+        Ok(None) => {
+            tracing::warn!("the VMM alone limits the sandbox's disks: {} is on no one disk", folder.display())
+        }
+        Err(error) => tracing::warn!("the VMM alone limits the sandbox's disks: {error}"),
     }
 }
 

@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bailey_host::cgroup::{Cgroup, Limits};
+use bailey_host::block::Disk;
+use bailey_host::cgroup::{Cgroup, IoLimits, Limits};
 use bailey_host::jail::{self, JailSpec, Jailed, Layers, SeccompLayer};
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -146,4 +147,51 @@ fn processor_time_is_bounded_by_the_cgroup_alone() {
             end(one);
         }
     });
+}
+
+/// What one writer and one reader move past the kernel's cache, in bytes, and how slowly they are to do it.
+const MOVED: u64 = 2 * MIB;
+const RATE: u64 = MIB;
+
+#[test]
+fn the_rate_of_a_disk_is_bounded_by_the_cgroup() {
+    let host = Host::new();
+    let folder = host.folder.path();
+    let Some(disk) = Disk::of(folder).unwrap() else {
+        eprintln!("SKIPPED: {} is on no disk", folder.display());
+        return;
+    };
+    let file = folder.join("moved");
+    // What a taken-over VMM could do: its own limits of I/O are off.
+    let write = format!("dd if=/dev/zero of={} bs=64k count=32 oflag=direct conv=fsync", file.display());
+    let read = format!("dd if={} of=/dev/null bs=64k count=32 iflag=direct", file.display());
+    let limited = IoLimits { read_bytes: Some(RATE), write_bytes: Some(RATE), ..IoLimits::default() };
+    for (name, limits) in [("free", IoLimits::default()), ("bound", limited)] {
+        let group = Group::new(&host, &format!("io-{name}"), &Limits::default());
+        group.0.set_io(disk, &limits).unwrap();
+        for command in [&write, &read] {
+            let begun = Instant::now();
+            run_in(&group, command);
+            // The kernel lets the first tenth of a second through.
+            let least = Duration::from_millis(MOVED * 1000 / RATE * 3 / 4);
+            let took = begun.elapsed();
+            if name == "bound" {
+                assert!(took >= least, "{command}: {took:?}");
+            }
+        }
+    }
+}
+
+/// Runs a command in a cgroup, which must succeed.
+fn run_in(group: &Group, command: &str) {
+    let mut shell = std::process::Command::new("sh");
+    // It waits until it is in the cgroup.
+    shell.args(["-c", &format!("read _go && exec {command}")]);
+    shell.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::null());
+    let mut child = shell.spawn().unwrap();
+    group.0.add(nix::unistd::Pid::from_raw(child.id().cast_signed())).unwrap();
+    let mut input = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, b"go\n").unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success(), "{command}");
 }
