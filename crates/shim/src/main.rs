@@ -15,11 +15,13 @@ mod guest;
 mod image;
 mod kvm;
 mod log;
+mod random;
 mod sandbox;
 mod scratch;
 mod size;
 mod task;
 mod template;
+mod vm;
 mod vmm;
 
 use std::io::Write;

@@ -17,6 +17,7 @@ use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 pub(crate) use self::annotations::{Annotations, Class, IoLimits};
 pub(crate) use self::harden::harden;
 pub(crate) use self::process::convert_process;
+use crate::config::{Config, Start};
 use crate::error::{Context, Error, Kind, Result};
 
 /// The least memory that a container can be run with, in bytes: less would end before its program does anything.
@@ -35,6 +36,13 @@ pub(crate) struct Plan {
     /// The cgroup of the VMM, below the root of the tree.
     pub(crate) cgroup: PathBuf,
     pub(crate) annotations: Annotations,
+}
+
+impl Plan {
+    /// How the sandbox starts: as its annotation says, else as the settings do.
+    pub(crate) fn start(&self, config: &Config) -> Start {
+        self.annotations.start.unwrap_or(config.start)
+    }
 }
 
 /// Reads `config.json`.

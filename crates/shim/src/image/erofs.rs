@@ -23,7 +23,7 @@ use nix::sys::wait::WaitStatus;
 use super::Layers;
 use crate::config::Config;
 use crate::error::{Context, Error, Kind, Result};
-use crate::sandbox::{OwnedCgroup, lease_uid};
+use crate::vm::{OwnedCgroup, lease_uid};
 
 /// Where the tree and the image are in the jail.
 const TREE: &str = "/run/tree";

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::erofs::Maker;
 pub(crate) use self::layers::{Layers, RootfsMount};
 use crate::error::{Context, Error, Result};
+use crate::random;
 
 /// An image that is ready to be a VM's first disk.
 #[derive(Debug)]
@@ -163,7 +164,7 @@ fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> 
     }
     let file = erofs::make(maker, folder, layers)?;
     let mut salt = [0; 32];
-    getrandom(&mut salt)?;
+    random::fill(&mut salt)?;
     let tree = verity::append(&file, salt).context(|| "writing the hash tree of the image".into())?;
     let about = file.metadata().context(|| "reading back the image".into())?;
     let label = Label {
@@ -174,12 +175,4 @@ fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> 
         layers: layers.folders.clone(),
     };
     Ok((file, label))
-}
-
-/// Fresh randomness of the host's kernel.
-pub(crate) fn getrandom(bytes: &mut [u8]) -> Result<()> {
-    use std::io::Read;
-    File::open("/dev/urandom")
-        .and_then(|mut random| random.read_exact(bytes))
-        .context(|| "reading /dev/urandom".into())
 }

@@ -12,12 +12,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::pool::Pool;
-use super::{END, READY, SPARE, folder, hand_over, socket};
+use super::{END, READY, SPARE, folder, hand_over, shape_of, socket};
 use crate::args::Args;
 use crate::config::Config;
-use crate::error::{Context, Error, Result};
-use crate::sandbox::{self, Place, Vm};
-use crate::vmm::{self, Driver, GuestImage, Origin, Saved, Shape};
+use crate::error::{Context, Result};
+use crate::vm::{self, Place, Vm};
+use crate::vmm::{self, Driver, Origin, Saved, Shape};
 
 /// Longest wait for a request on a connection.
 const ASKED: Duration = Duration::from_secs(5);
@@ -30,8 +30,8 @@ pub(crate) fn keep(args: &Args) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.context(|| "starting the runtime".into())?.block_on(async {
         let config = Config::load(None)?;
-        let shape = shape(&config, &args.id)?;
-        let driver = sandbox::driver(&config).await?;
+        let shape = shape_of(&config, &args.id)?;
+        let driver = vm::driver(&config).await?;
         let path = socket(&config, &args.namespace, &driver.describe(), &shape)?;
         let saved = make(&config, &args.namespace, &*driver, &shape).await?;
         let pool = Pool::new(&config, &args.namespace, &args.id, driver.describe().late_disks);
@@ -51,23 +51,13 @@ pub(crate) fn keep(args: &Args) -> Result<()> {
     })
 }
 
-/// The shape that the first asker named: bytes of memory and processors.
-pub(super) fn shape(config: &Config, id: &str) -> Result<Shape> {
-    let parts =
-        id.split_once('-').and_then(|(memory, vcpus)| Some((memory.parse().ok()?, vcpus.parse().ok()?)));
-    let (memory_bytes, vcpus) =
-        parts.ok_or_else(|| Error::invalid(format!("{id} is no shape of a template")))?;
-    Ok(Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus })
-}
-
 /// Boots a VM up to its guest's greeting, and saves it.
 async fn make(config: &Config, namespace: &str, driver: &dyn Driver, shape: &Shape) -> Result<Saved> {
     let name = format!("template-{}m-{}c", shape.memory_bytes >> 20, shape.vcpus);
-    let cgroup = Cgroup::at(
-        &Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())),
-    );
+    let cgroup =
+        Cgroup::at(&Path::new(vm::CGROUP_TOP).join(namespace).join(format!("{name}-{}", std::process::id())));
     let cgroup = cgroup.context(|| "naming the template's cgroup".into())?;
-    let _removed_at_the_end = sandbox::OwnedCgroup::create(
+    let _removed_at_the_end = vm::OwnedCgroup::create(
         cgroup.clone(),
         &Limits {
             memory_bytes: Some(shape.memory_bytes + driver.describe().overhead_bytes),

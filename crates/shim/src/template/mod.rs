@@ -29,7 +29,7 @@ pub(crate) use self::spare::{Spare, adopt, wait};
 use crate::args::Args;
 use crate::config::{Config, FILE_VARIABLE};
 use crate::error::{Context, Error, Kind, Result};
-use crate::vmm::{Description, Saved, Shape};
+use crate::vmm::{Description, GuestImage, Saved, Shape};
 
 /// What is asked of a keeper, in one byte.
 const GIVE: u8 = b'g';
@@ -76,6 +76,15 @@ pub(crate) fn socket(
     let hash: String = hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     let name = format!("{}m-{}c-{hash}.sock", shape.memory_bytes >> 20, shape.vcpus);
     Ok(folder(&config.state_dir, namespace).join(name))
+}
+
+/// The shape that the first asker named: bytes of memory and processors.
+fn shape_of(config: &Config, id: &str) -> Result<Shape> {
+    let parts =
+        id.split_once('-').and_then(|(memory, vcpus)| Some((memory.parse().ok()?, vcpus.parse().ok()?)));
+    let (memory_bytes, vcpus) =
+        parts.ok_or_else(|| Error::invalid(format!("{id} is no shape of a template")))?;
+    Ok(Shape { guest: GuestImage::find(&config.guest_dir)?, memory_bytes, vcpus })
 }
 
 /// A template of this shape: from its keeper, which is started if there is none. Blocks: a template takes as long to

@@ -16,7 +16,7 @@ use super::{hand_over, rehearsal, spare};
 use crate::config::{Config, FILE_VARIABLE};
 use crate::error::{Context, Error, Result};
 use crate::image::Image;
-use crate::sandbox::CGROUP_TOP;
+use crate::vm::CGROUP_TOP;
 use crate::vmm::Saved;
 
 /// How long after a sandbox has started the next spare is begun: that start is to have the processors to itself.

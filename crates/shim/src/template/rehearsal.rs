@@ -13,9 +13,9 @@ use crate::bundle::{self, IoLimits};
 use crate::config::Config;
 use crate::error::{Context, Result};
 use crate::image::{self, Image, Layers, Maker};
-use crate::sandbox::CGROUP_TOP;
+use crate::scratch;
+use crate::vm::{self, CGROUP_TOP};
 use crate::vmm::Disks;
-use crate::{sandbox, scratch};
 
 /// The scratch disk's size, in bytes: what is done with it does not depend on it.
 const SCRATCH: u64 = 16 << 20;
@@ -78,7 +78,7 @@ pub(super) fn request(config: &Config, image: File, root: RootDisk) -> Result<(D
     let mut plan = bundle::plan(&specification()?, "rehearsal", "rehearsal", false)?;
     plan.container.process.stdout = true;
     let request = Request::Rehearse {
-        setup: Box::new(sandbox::setup(root, filesystem)?),
+        setup: Box::new(vm::setup(root, filesystem)?),
         container: Box::new(plan.container),
     };
     Ok((disks, request))

@@ -24,13 +24,13 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
-use super::{SPARE, hand_over, keeper, rehearsal, socket};
+use super::{SPARE, hand_over, rehearsal, shape_of, socket};
 use crate::app;
 use crate::args::Args;
 use crate::bundle;
 use crate::config::{Config, FromContainerd, Start};
 use crate::error::{Context, Error, Result};
-use crate::sandbox::{self, OwnedCgroup, Place, Vm};
+use crate::vm::{self, OwnedCgroup, Place, Vm};
 use crate::vmm::Origin;
 
 /// What a keeper hears when a spare waits; anything else is why there is none.
@@ -101,14 +101,14 @@ pub(crate) fn wait(args: &Args) -> Result<()> {
 
 /// The cgroup of a spare's VMM, until it has a sandbox's.
 pub(super) fn cgroup(namespace: &str, pid: u32) -> Result<Cgroup> {
-    let path = Path::new(sandbox::CGROUP_TOP).join(namespace).join(format!("spare-{pid}"));
+    let path = Path::new(vm::CGROUP_TOP).join(namespace).join(format!("spare-{pid}"));
     Cgroup::at(&path).context(|| "naming a cgroup".into())
 }
 
 /// Clones the template and lets the guest rehearse.
 async fn bring_up(args: &Args, config: &Config, control: &Control) -> Result<Spare> {
-    let driver = sandbox::driver(config).await?;
-    let shape = keeper::shape(config, &args.id)?;
+    let driver = vm::driver(config).await?;
+    let shape = shape_of(config, &args.id)?;
     let offer = hand_over::next(control).await?;
     let root: RootDisk = hand_over::parse(&offer)?;
     let (saved, rest) = hand_over::saved(offer.fds)?;
@@ -125,7 +125,7 @@ async fn bring_up(args: &Args, config: &Config, control: &Control) -> Result<Spa
     let template = socket(config, &args.namespace, &driver.describe(), &shape)?;
     let rehearsed = async {
         vm.machine.set_disks(disks).await?;
-        sandbox::with_machine(&*vm.machine, vm.guest.command(request)).await?;
+        vm::with_machine(&*vm.machine, vm.guest.command(request)).await?;
         vm.machine.pause().await
     };
     timeout(config.boot_timeout, rehearsed).await.context(|| "rehearsing a start".into())??;
@@ -204,11 +204,11 @@ pub(crate) fn adopt(
     listener: &UnixListener,
 ) -> Result<Option<u32>> {
     let plan = bundle::plan(spec, &args.namespace, &args.id, false)?;
-    if config.spares == 0 || sandbox::start(config, &plan) == Start::Cold {
+    if config.spares == 0 || plan.start(config) == Start::Cold {
         return Ok(None);
     }
-    let Some(driver) = sandbox::known_driver(config)? else { return Ok(None) };
-    let shape = sandbox::shape(config, &plan)?;
+    let Some(driver) = vm::known_driver(config)? else { return Ok(None) };
+    let shape = vm::shape(config, &plan)?;
     let keeper = socket(config, &args.namespace, &driver.describe(), &shape)?;
     let Ok(keeper) = UnixStream::connect(keeper) else { return Ok(None) };
     let Some(given) = hand_over::ask(&keeper, SPARE) else { return Ok(None) };

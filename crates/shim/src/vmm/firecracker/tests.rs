@@ -411,7 +411,7 @@ async fn settings_that_firecracker_cannot_meet_are_refused_with_the_remedy() {
     assert!(error.contains("no firecracker at /nowhere") && error.contains("set firecracker"), "{error}");
     config.vmm = VmmChoice::Firecracker;
     config.accel = AccelChoice::Tcg;
-    let error = crate::sandbox::driver(&config).await.err().unwrap().chain();
+    let error = crate::vm::driver(&config).await.err().unwrap().chain();
     assert!(error.contains("needs KVM") && error.contains("vmm = \"qemu\""), "{error}");
 }
 
