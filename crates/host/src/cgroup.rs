@@ -25,6 +25,9 @@ const V2: [&str; 4] = ["memory", "cpu", "pids", "io"];
 /// How often making a folder is tried while others remove empty ones above it.
 const CREATE_TRIES: u32 = 10;
 
+/// How often a cgroup is looked at that is to be empty.
+const MOVE_TRIES: u32 = 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// The path would lead out of the cgroup tree.
@@ -165,6 +168,32 @@ impl Cgroup {
         for folder in &self.folders {
             let file = folder.join("cgroup.procs");
             fs::write(&file, pid.to_string()).map_err(failed("put the process into", &file))?;
+        }
+        Ok(())
+    }
+
+    /// Puts all that is in this cgroup into another one. With a process of KVM's go threads of the kernel's own that work
+    /// for it, and that do not follow it by themselves.
+    ///
+    /// # Errors
+    /// When the kernel refuses one that is still there.
+    pub fn move_to(&self, other: &Cgroup) -> Result<(), CgroupError> {
+        for (from, to) in self.folders.iter().zip(&other.folders) {
+            let (from, to) = (from.join("cgroup.procs"), to.join("cgroup.procs"));
+            // What is born meanwhile is in the next look.
+            for _ in 0..MOVE_TRIES {
+                let there = fs::read_to_string(&from).map_err(failed("list the processes of", &from))?;
+                if there.is_empty() {
+                    break;
+                }
+                for pid in there.lines() {
+                    match fs::write(&to, pid) {
+                        // It has ended meanwhile.
+                        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+                        other => other.map_err(failed("put a process into", &to))?,
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -12,7 +12,6 @@ use bailey_host::cgroup::{Cgroup, Limits};
 use bailey_host::jail::uid::UidLease;
 use bailey_types::guest::message::Request;
 use bailey_types::guest::spec::Setup;
-use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 use crate::bundle::{IoLimits, Plan};
@@ -111,9 +110,7 @@ async fn adopt(
     }
     let adopted = async {
         let disks = disks.try_clone().context(|| "copying a disk's descriptor".into())?;
-        cgroup
-            .add(Pid::from_raw(spare.vm.machine.pid().cast_signed()))
-            .context(|| "limiting the VMM".into())?;
+        spare.cgroup.0.move_to(cgroup).context(|| "limiting the VMM".into())?;
         // QEMU lets go of what it is told to only while the processors run. The guest does nothing until it is asked.
         spare.vm.machine.resume().await?;
         spare.vm.machine.set_disks(disks).await

@@ -47,8 +47,8 @@ pub(crate) struct Spare {
     pub(crate) vm: Vm,
     /// The template that it is a clone of, by its keeper's socket.
     pub(crate) template: PathBuf,
-    /// Where it was until it had a sandbox's cgroup.
-    _cgroup: OwnedCgroup,
+    /// Where it is until it has a sandbox's cgroup.
+    pub(crate) cgroup: OwnedCgroup,
 }
 
 /// What `start` says to a spare.
@@ -129,7 +129,7 @@ async fn bring_up(args: &Args, config: &Config, control: &Control) -> Result<Spa
         vm.machine.pause().await
     };
     timeout(config.boot_timeout, rehearsed).await.context(|| "rehearsing a start".into())??;
-    Ok(Spare { vm, template, _cgroup: cgroup })
+    Ok(Spare { vm, template, cgroup })
 }
 
 /// Waits for a sandbox and serves it; ends if there is none to come.
