@@ -40,8 +40,9 @@ impl Display for Finding {
 
 type Check = fn(&Tree) -> Vec<Finding>;
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     dependencies::check,
+    dependencies::locks,
     sources::lengths,
     sources::unsafe_code,
     sources::crate_roots,

@@ -1,5 +1,7 @@
 //! Which crate may depend on which: walls that the compiler holds once Cargo.toml keeps to them.
 
+use std::collections::BTreeSet;
+
 use super::Finding;
 use super::tree::{Tree, numbered};
 
@@ -52,6 +54,36 @@ pub(super) fn check(tree: &Tree) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// The versions of our programs, and those that the fuzzed parsers are built with.
+const LOCK: &str = "Cargo.lock";
+const FUZZ_LOCK: &str = "fuzz/Cargo.lock";
+
+/// Finds crates that fuzzing takes in another version than the programs do: then it would test other code.
+pub(super) fn locks(tree: &Tree) -> Vec<Finding> {
+    let ours: BTreeSet<_> = locked(tree.text(LOCK).unwrap_or_default()).map(|(_, locked)| locked).collect();
+    let shared = |name: &str| ours.iter().any(|(ours, _)| *ours == name);
+    locked(tree.text(FUZZ_LOCK).unwrap_or_default())
+        .filter(|(_, locked)| shared(locked.0) && !ours.contains(locked))
+        .map(|(line, (name, version))| {
+            let what = format!("has {name} {version}, which {LOCK} has not");
+            let remedy = "cargo update --manifest-path fuzz/Cargo.toml --precise VERSION CRATE";
+            Finding::new(FUZZ_LOCK, line, what, remedy)
+        })
+        .collect()
+}
+
+/// The crates of a lock file, with their versions.
+fn locked(text: &str) -> impl Iterator<Item = (usize, (&str, &str))> {
+    let lines = numbered(text).zip(text.lines().skip(1));
+    lines.filter_map(|((number, name), version)| {
+        Some((number, (quoted(name, "name")?, quoted(version, "version")?)))
+    })
+}
+
+fn quoted<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.strip_prefix(key)?.strip_prefix(" = \"")?.strip_suffix('"')
 }
 
 /// The package's name.
@@ -126,6 +158,18 @@ mod tests {
     fn nobody_links_a_program() {
         let found = findings("bailey-e2e", "[dependencies]\nbailey-shim.workspace = true\n");
         assert!(found[0].contains("which is a program"), "{found:?}");
+    }
+
+    #[test]
+    fn fuzzing_takes_the_versions_of_the_programs() {
+        let lock = |name: &str, version: &str| {
+            format!("[[package]]\nname = \"{name}\"\nversion = \"{version}\"\nsource = \"x\"\n")
+        };
+        let ours = lock("a", "1.0.0") + &lock("a", "2.0.0") + &lock("b", "1.0.0");
+        let fuzz = lock("a", "2.0.0") + &lock("b", "1.0.1") + &lock("only-here", "3.0.0");
+        let found = locks(&of(&[(LOCK, &ours), (FUZZ_LOCK, &fuzz)]));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].to_string().starts_with("fuzz/Cargo.lock:6: has b 1.0.1"), "{found:?}");
     }
 
     #[test]

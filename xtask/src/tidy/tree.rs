@@ -13,7 +13,7 @@ const BUILT: [&str; 1] = ["target"];
 const SCRIPTS: [&str; 2] = ["scripts/", "bench/"];
 
 /// Kinds of files that are read; of all others only the names are known.
-const READ: [&str; 4] = [".rs", ".toml", ".md", ".sh"];
+const READ: [&str; 5] = [".rs", ".toml", ".md", ".sh", ".lock"];
 
 /// The repository: paths relative to its root, with `/` between their parts.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Frames: `length: u32 LE`, `channel: u32 LE`, then `length` bytes.
 //!
-//! An empty frame on a stream's channel is its end of file. Decoding is incremental and allocates no more than
-//! one largest frame plus what one feed brings, whatever the peer claims.
+//! An empty frame on a stream's channel is its end of file. Decoding is incremental and holds no more than one largest
+//! frame plus what one feed brings, whatever the peer claims, if all whole frames are taken before the next feed.
 
 use thiserror::Error;
 
@@ -56,7 +56,19 @@ impl Decoder {
             self.buffer.drain(..self.start);
             self.start = 0;
         }
+        let wanted = self.buffer.len() + bytes.len();
+        if wanted > self.buffer.capacity() {
+            // By doubling, as it would grow by itself, but not beyond what can come.
+            let most = HEADER.saturating_add(self.max).saturating_add(bytes.len());
+            let capacity = (self.buffer.capacity() * 2).min(most).max(wanted);
+            self.buffer.reserve_exact(capacity - self.buffer.len());
+        }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes that it has allocated.
+    pub fn allocated(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// The next whole frame, if it has arrived.
@@ -127,8 +139,21 @@ mod tests {
                         Err(FrameError::TooLong { .. }) => return Ok(()),
                     }
                 }
-                prop_assert!(decoder.buffer.len() <= HEADER + 256 + 100);
+                prop_assert!(decoder.allocated() <= HEADER + 256 + 100);
             }
+        }
+    }
+
+    #[test]
+    fn the_buffer_does_not_double_beyond_a_frame_and_a_feed() {
+        let mut wire = Vec::new();
+        encode(4, &[0; 100], &mut wire);
+        let mut decoder = Decoder::new(100);
+        // The third piece would double what is held to 200 bytes.
+        for piece in wire[..107].chunks(50) {
+            decoder.feed(piece);
+            assert_eq!(decoder.next_frame(), Ok(None));
+            assert!(decoder.allocated() <= HEADER + 100 + 50, "{} bytes", decoder.allocated());
         }
     }
 }
