@@ -99,7 +99,7 @@ fn in_order(mut entries: Vec<Entry>) -> Vec<Entry> {
 
 fn lock_all(images: &Path, wait: bool) -> Result<Option<Flock<File>>> {
     let doing = || format!("locking {}", images.display());
-    fs::create_dir_all(images).context(doing)?;
+    super::private_folder(images).context(doing)?;
     let path = images.join(LOCK);
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     let file = file.context(doing)?;

@@ -11,7 +11,7 @@ mod verity;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -49,10 +49,7 @@ struct Label {
 /// Makes the image of `layers`, or finds it. Blocks: making one reads the whole image.
 pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
     let folder = maker.config.cache_dir.join("images").join(&maker.namespace);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .create(&folder)
-        .context(|| format!("making {}", folder.display()))?;
+    private_folder(&folder).context(|| format!("making {}", folder.display()))?;
     let Some(key) = layers.key()? else {
         let (file, label) = make(maker, &folder, layers)?;
         return image(path_of(&file).as_ref(), label);
@@ -80,6 +77,11 @@ pub(crate) fn prepare(maker: &Maker, layers: &Layers) -> Result<Image> {
         Err(error) => tracing::warn!("collecting images: {}", error.chain()),
     }
     Ok(image)
+}
+
+/// Makes a folder that is root's alone, and so are those above it that are made.
+fn private_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// The image for reading: whoever gets it cannot write to it.
@@ -127,7 +129,7 @@ fn lock_as(folder: &Path, key: &str, how: FlockArg) -> Result<Option<Flock<File>
     let doing = || format!("locking {}", path.display());
     loop {
         // Whoever drops a namespace's images removes its folder, too.
-        fs::create_dir_all(folder).context(doing)?;
+        private_folder(folder).context(doing)?;
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = match file {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -166,6 +168,9 @@ fn make(maker: &Maker, folder: &Path, layers: &Layers) -> Result<(File, Label)> 
     let mut salt = [0; 32];
     random::fill(&mut salt)?;
     let tree = verity::append(&file, salt).context(|| "writing the hash tree of the image".into())?;
+    // Its folder is root's alone; a VMM that opens it by a name of its jail is a user of its own.
+    file.set_permissions(fs::Permissions::from_mode(0o444))
+        .context(|| "letting VMMs read the image".into())?;
     let about = file.metadata().context(|| "reading back the image".into())?;
     let label = Label {
         data_blocks: tree.data_blocks,
