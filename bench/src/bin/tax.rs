@@ -21,6 +21,7 @@ use bailey_bench::meter::children_ms;
 use bailey_bench::{count, say, say_machine};
 use bailey_e2e::images::{self, Image};
 use bailey_e2e::machine::{self, Machine};
+use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const QEMU: &str = "/usr/bin/qemu-system-x86_64";
@@ -136,13 +137,12 @@ impl Bare {
                 value = Some(format!("socket,id={socket},path={}", path.display()));
             }
             ("-blockdev", Some(text)) if text.contains("/dev/fdset/") => {
-                let (before, rest) = text.split_once("/dev/fdset/").unwrap_or((text, ""));
-                let after = rest.split_once(',').map_or("", |(_, after)| after);
-                let writable = !after.contains("read-only=on");
-                let disk = disk_of(pid, writable)?;
+                let mut node: Value = serde_json::from_str(text).context("reading a disk of QEMU's")?;
+                let disk = disk_of(pid, node["read-only"] != true)?;
                 let name = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
                 self.disks.push(disk);
-                value = Some(format!("{before}{name},{after}"));
+                node["filename"] = name.into();
+                value = Some(node.to_string());
             }
             ("-kernel" | "-initrd", Some(text)) => {
                 let copy = folder.join(format!("bare{name}"));

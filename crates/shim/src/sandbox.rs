@@ -69,6 +69,7 @@ impl Sandbox {
                     Start::Cold => Origin::Boot,
                     Start::Warm => warm(config, namespace, &*driver, &shape).await,
                 };
+                tracing::debug!("prepared after {:?}", begun.elapsed());
                 let place = Place { name: id, shape: &shape, cgroup: &cgroup.0 };
                 Vm::launch(config, &*driver, place, origin, Some(disks)).await?
             }
